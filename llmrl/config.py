@@ -1,0 +1,154 @@
+"""The run's own sections: every key of a recipe but the options of parts, which their signatures declare.
+
+Values are strict: a string is not a number and a number is not a string. Light to import: no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Named = str | dict[str, Any]  # a catalog name, or {name: ..., <option>: ...}
+
+
+class Section(BaseModel):
+    """A section of a recipe: unknown keys are refused, values are never changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Lora(Section):
+    """Low-rank adapters by peft; the reference policy is then the model with the adapters off."""
+
+    rank: Positive = 16
+    alpha: float = 32.0
+    targets: str | list[str] = "all-linear"
+
+
+class Model(Section):
+    """Which model is trained. Exactly one of `path` and `make`."""
+
+    path: str | None = Field(None, description="folder or hub id of any causal language model")
+    make: Named | None = Field(None, description="a catalog model made on the spot, such as tiny")
+    revision: str | None = None
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward; master weights are always fp32")
+    attention: str = "sdpa"
+    lora: Lora | None = None
+    added_tokens: list[str] = Field([], description="special tokens added to the tokenizer and the embeddings")
+
+
+class Data(Section):
+    """Where prompts, demonstrations or pairs come from, and how a row becomes a prompt."""
+
+    source: Named = Field(description="hub id, local .jsonl/.json/.csv/.parquet file, catalog source, or module:attribute")
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    format: Literal["auto", "prompt", "demonstration", "pairs", "feedback", "hh"] = "auto"
+    columns: dict[str, str] = Field({}, description="our name → the data's column: prompt, completion, reference, ...")
+    system: str | None = Field(None, description="system turn put before every prompt")
+    user: str | None = Field(None, description="makes a user turn out of columns: '{question} Answer briefly.'")
+    limit: Positive | None = Field(None, description="first rows only")
+    max_prompt_tokens: Positive = Field(1024, description="longer prompts are refused at load and counted")
+    shuffle: bool = True
+
+
+class Rollout(Section):
+    """Who writes the answers, and how."""
+
+    engine: Named = "transformers"
+    prompts_per_step: Positive = 16
+    group_size: Positive = Field(8, description="answers to each prompt; replay takes what is stored")
+    max_tokens: Positive = 256
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    sync: Literal["every_step", "never"] = Field("every_step", description="never: sample from the stage's first weights")
+
+
+class Scoring(Section):
+    """What becomes of a rollout that a scorer could not judge."""
+
+    on_error: Literal["drop", "retry", "fail"] = "drop"
+    max_error_share: Share = Field(0.5, description="stop the run when more rollouts of a step than this have errors")
+    timeout: Annotated[float, Field(gt=0)] = Field(30.0, description="seconds for one answer, for asynchronous scorers")
+
+
+class Training(Section):
+    """The optimizer and the sizes of what goes through the model at once."""
+
+    steps: Positive | None = Field(None, description="rollout batches; None: one pass over the data")
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    final_share: Share = Field(0.0, description="share of the learning rate left at the end of linear and cosine")
+    weight_decay: float = 0.0
+    betas: list[float] = [0.9, 0.95]
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    tokens_per_micro_batch: Positive = Field(8192, description="tokens forwarded at once; the result does not depend on it")
+    shared_prompt: Literal["auto", "off"] = Field("auto", description="forward a group's prompt once where that is exact")
+    gradient_checkpointing: bool = False
+    max_logprob_gap: Annotated[float, Field(gt=0)] = Field(
+        0.5, description="stop when the engine's and the trainer's log-probabilities differ by more than this in the mean"
+    )
+    save_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints; 0: only at the end of a stage")
+    keep_checkpoints: Positive = 2
+
+
+class Evaluation(Section):
+    """One held-out measurement, under its own name. `benchmark` or `data` with `scorers`."""
+
+    benchmark: str | None = None
+    data: Data | None = None
+    scorers: list[Named] = []
+    every: Annotated[int, Field(ge=0)] = Field(0, description="steps between measurements; 0: before and after the stage")
+    at_start: bool = True
+    limit: Positive | None = None
+    num_samples: Positive = 1
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Positive | None = None
+    feedback: str | None = Field(None, description="condition to evaluate under, for feedback-conditioned policies")
+
+
+class Tracking(Section):
+    """What is shown and kept."""
+
+    trackers: list[str] = Field([], description="by accelerate's names: tensorboard, wandb, trackio, ...")
+    panel: Literal["auto", "plain", "off"] = "auto"
+    rollouts_every: Annotated[int, Field(ge=0)] = Field(1, description="steps between stored rollouts; 0: none")
+
+
+class Stage(Section):
+    """What a stage of the run changes: any of these sections, laid over the recipe's own."""
+
+    name: str
+    data: dict[str, Any] = {}
+    algorithm: dict[str, Any] = {}
+    scorers: list[Named] | None = None
+    scoring: dict[str, Any] = {}
+    rollout: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+
+
+class Run(Section):
+    """A whole recipe."""
+
+    name: str | None = Field(None, description="folder of the run below `out`; None: the recipe's file name")
+    out: str = "runs"
+    seed: int = 0
+    resume: str = Field("auto", description="auto: the newest valid checkpoint; never; or a checkpoint folder")
+    model: Model
+    data: Data | None = None
+    algorithm: dict[str, Any] = {}
+    scorers: list[Named] = []
+    scoring: Scoring = Scoring()
+    rollout: Rollout = Rollout()
+    training: Training = Training()
+    evaluation: dict[str, Evaluation] = {}
+    tracking: Tracking = Tracking()
+    stages: list[Stage] = []
