@@ -1,0 +1,8 @@
+"""Benchmarks, as data. Import names from here; `import eval` hides the builtin."""
+
+CATALOG = {
+    "gsm8k": "eval.benchmarks:gsm8k",
+    "math500": "eval.benchmarks:math500",
+    "aime24": "eval.benchmarks:aime24",
+    "aime25": "eval.benchmarks:aime25",
+}

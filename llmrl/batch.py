@@ -38,11 +38,11 @@ VOCABULARY: dict[str, Array] = {
     "temperatures": Array("BT", "rollout", "at which each token was sampled"),
     "rewards": Array("B", "combine", "the combined scalar"),
     "reward_parts": Array("BK", "score", "one column a scorer, before combining"),
+    "reward_weights": Array("K", "score", "weight of each scorer in the recipe"),
     "token_rewards": Array("BT", "combine", "rewards laid on tokens; holds `rewards` at the last counted token"),
     "advantages": Array("BT", "advantage", "credit of each token"),
     "returns": Array("BT", "advantage", "what the critic is fitted to"),
     "group_ids": Array("B int", "rollout", "rollouts of one prompt share one"),
-    "rollout_ids": Array("B int", "rollout", "samples that one rollout was split into share one"),
     "lengths": Array("B int", "rollout", "policy-written tokens"),
     "truncated": Array("B bool", "rollout", "cut by the token limit"),
     "seq_logprobs": Array("B", "derived", "sum of logprobs over loss_mask"),
@@ -94,11 +94,14 @@ class Credit(NamedTuple):
 
 @dataclass
 class Batch:
-    """Rows in training and their named arrays. `arrays[name]` has the rows' order; `pairs` holds row indices [P,2]."""
+    """Rows in training and their named arrays. `arrays[name]` has the rows' order; `pairs` holds row indices [P,2];
+    `constants` are arrays without a row dimension.
+    """
 
     samples: list[Sample]
     arrays: dict[str, Tensor] = field(default_factory=dict)
     pairs: Tensor | None = None
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -109,6 +112,8 @@ class Batch:
         Raises KeyError when nothing has made it, which the trainer rules out before anything runs.
         """
         base = base_name(name)
+        if base in self.constants:
+            return self.constants[base]
         if base in self.arrays:
             array = self.arrays[base]
         else:
@@ -128,7 +133,8 @@ class Batch:
             place = {row: i for i, row in enumerate(rows)}
             kept = [[place[a], place[b]] for a, b in self.pairs.tolist() if a in place and b in place]
             pairs = torch.tensor(kept, dtype=torch.long).reshape(-1, 2)
-        return Batch([self.samples[i] for i in rows], {k: v[index] for k, v in self.arrays.items()}, pairs)
+        arrays = {k: v[index] for k, v in self.arrays.items()}
+        return Batch([self.samples[i] for i in rows], arrays, pairs, self.constants)
 
 
 def call(part: Any, batch: Batch) -> Any:

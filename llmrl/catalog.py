@@ -40,6 +40,7 @@ TABLES: dict[str, dict[str, str]] = {
         "grpo": "llmrl.advantages.group:standardised",
         "gae": "llmrl.advantages.gae:gae",
     },
+    "shaping": {},
     "objectives": {
         "clipped_surrogate": "llmrl.objectives.policy:clipped_surrogate",
         "value": "llmrl.objectives.value:value",
@@ -122,6 +123,15 @@ def get(kind: str, name: str) -> Callable[..., Any]:
             raise CatalogError(f"{singular(kind)} {name!r}: {module_name} has no {attribute!r}.{nearest(step, public)}")
         value = getattr(value, step)
     return value
+
+
+def split_named(named: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(name, options) of what a recipe names: 'vllm' or {name: vllm, <options>}."""
+    if isinstance(named, str):
+        return named, {}
+    if not isinstance(named.get("name"), str):
+        raise CatalogError(f"{named!r} has no name. Expected a name or {{name: ..., <option>: ...}}.")
+    return named["name"], {k: v for k, v in named.items() if k != "name"}
 
 
 def singular(kind: str) -> str:

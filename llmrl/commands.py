@@ -1,0 +1,102 @@
+"""What each command of `llmrl` does. A recipe's own sections are checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import textwrap
+from argparse import Namespace
+from pathlib import Path
+
+from llmrl.errors import CatalogError
+
+QUICKSTART = "quickstart"
+
+
+def run_train(arguments: Namespace, overrides: list[str]) -> None:
+    _train(arguments.recipe, overrides, arguments.num_processes)
+
+
+def run_demo(arguments: Namespace, overrides: list[str]) -> None:
+    _train(QUICKSTART, overrides, 1)
+
+
+def _train(recipe: str, overrides: list[str], num_processes: int) -> None:
+    from llmrl.recipe import resolve
+
+    path = resolve(recipe, overrides).path
+    from llmrl import api
+
+    api.train(recipe_path=path, overrides=overrides, num_processes=num_processes)
+
+
+def run_eval(arguments: Namespace, overrides: list[str]) -> None:
+    from llmrl import api
+
+    for name, value in api.evaluate(arguments.target, benchmarks=arguments.benchmark, overrides=overrides).items():
+        print(f"{name}: {value}")
+
+
+def run_check(arguments: Namespace, overrides: list[str]) -> None:
+    from llmrl.recipe import resolve, shown
+
+    path = resolve(arguments.recipe, overrides).path
+    from llmrl import api
+
+    api.check(recipe_path=path, overrides=overrides)
+    print(f"{shown(path)}: no problem found")
+
+
+def run_show(arguments: Namespace, overrides: list[str]) -> None:
+    """The recipe as YAML; the passes follow as comments, so that the output is a recipe too."""
+    from llmrl.recipe import resolve
+
+    recipe = resolve(arguments.recipe, overrides)
+    print(recipe.annotated, end="", flush=True)
+    from llmrl import catalog
+    from llmrl.algorithm import build_stage, droppable, passes
+
+    for stage in recipe.stages:
+        algorithm = build_stage(stage)
+        engine, _ = catalog.split_named(stage.rollout.engine)
+        print(f"\n# stage {stage.name}: passes over a batch, and the parts that need them")
+        for plan in passes(algorithm, online=engine != "replay"):
+            print(f"#   {plan.name}: {plan.why}")
+        if droppable(algorithm):
+            print("#   rows with zero advantage are left out of them")
+
+
+def run_list(arguments: Namespace, overrides: list[str]) -> None:
+    from llmrl import catalog
+
+    if arguments.kind is None:
+        for kind in catalog.kinds():
+            try:
+                print(f"{kind:<13} {', '.join(catalog.table(kind)) or '-'}")
+            except CatalogError as error:
+                print(f"{kind:<13} {error}")
+        return
+    for name in catalog.table(arguments.kind):
+        try:
+            line, paper = catalog.summary(arguments.kind, name)
+        except CatalogError as error:
+            line, paper = str(error), ""
+        print(f"{name:<26} {line}{f'  [{paper}]' if paper and paper not in line else ''}")
+
+
+def run_report(arguments: Namespace, overrides: list[str]) -> None:
+    from llmrl.tracking.report import write_report
+
+    print(write_report(Path(arguments.run)))
+
+
+def recipe_keys() -> str:
+    """One paragraph a section of a recipe: its keys. For --help."""
+    from llmrl.config import Run
+    from llmrl.problems import leaves
+
+    sections: dict[str, list[str]] = {}
+    for dotted, _ in leaves(Run):
+        section, _, key = dotted.rpartition(".")
+        sections.setdefault(section or "the run", []).append(key)
+    lines = [textwrap.fill(f"{s}: {', '.join(k)}", 110, subsequent_indent="    ") for s, k in sections.items()]
+    how = "Any key of the recipe can be set: training.steps=100, --training.steps=100 or --training.steps 100."
+    return "\n".join([how, *lines, "Options of parts: llmrl list KIND names them, llmrl check RECIPE checks them.", ""])

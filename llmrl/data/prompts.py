@@ -1,0 +1,110 @@
+"""The prompts of a run: read, converted, rendered, checked for length, and dealt out in batches."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llmrl.config import Data
+from llmrl.data.formats import to_prompt
+from llmrl.data.read import read_rows
+from llmrl.data.render import render
+from llmrl.errors import DataError
+from llmrl.types import Prompt
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of the rows. longest: tokens of the longest prompt kept. reasons: one a bad row."""
+
+    rows: int
+    kept: int
+    too_long: int
+    bad: int
+    longest: int
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows:,} rows: {self.kept:,} prompts kept, {self.too_long:,} refused as too long, {self.bad:,} "
+            f"unusable; the longest kept has {self.longest:,} tokens"
+        )
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts in the data's order, each with its `ids`; no two share an `id`."""
+
+    prompts: list[Prompt]
+    report: LoadReport
+    shuffle: bool = True
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def batch(self, step: int, size: int, *, seed: int) -> list[Prompt]:
+        """The `size` prompts of a step, from 0: positions step·size to (step + 1)·size of the epochs laid end to end.
+
+        Depends on nothing but the arguments, so a resumed run goes on with the right prompts. An epoch is a permutation
+        of all prompts drawn from (seed, epoch), or the data's order without shuffle. One prompt stands twice in a batch
+        only where the batch runs over the end of an epoch.
+        """
+        places = (divmod(place, len(self)) for place in range(step * size, (step + 1) * size))
+        if not self.shuffle:
+            return [self.prompts[i] for _, i in places]
+        return [self.prompts[permutation(len(self), seed, epoch)[i]] for epoch, i in places]
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(size: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """0 to size - 1 in an order drawn from (seed, epoch)."""
+    order = list(range(size))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return tuple(order)
+
+
+def load(data: Data, tokenizer: Any, *, seed: int) -> PromptSet:
+    """Every usable prompt of `data`, rendered.
+
+    Prompts longer than `data.max_prompt_tokens` are refused and counted, never cut. Rows that cannot be used are left
+    out, with a reason each. The second of two equal rows gets the id of the first with '-2', and so on. Raises
+    DataError when more than half of the rows are bad or nothing is left.
+    """
+    rows = read_rows(data, seed=seed)
+    prompts: list[Prompt] = []
+    reasons: list[str] = []
+    seen: Counter[str] = Counter()
+    too_long: list[int] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            prompt = to_prompt(row, data, number)
+            ids = _render(prompt, tokenizer, number)
+        except DataError as error:
+            reasons.append(str(error))
+            continue
+        if len(ids) > data.max_prompt_tokens:
+            too_long.append(len(ids))
+            continue
+        seen[prompt.id] += 1
+        count = seen[prompt.id]
+        prompts.append(replace(prompt, id=f"{prompt.id}-{count}" if count > 1 else prompt.id, ids=ids))
+    longest = max((len(prompt.ids) for prompt in prompts), default=0)
+    report = LoadReport(len(rows), len(prompts), len(too_long), len(reasons), longest, tuple(reasons))
+    if not prompts or 2 * len(reasons) > len(rows):
+        first = "".join(f"\n  {reason}" for reason in reasons[:3])
+        raise DataError(
+            f"{data.source}: {report} (data.max_prompt_tokens is {data.max_prompt_tokens}; the longest refused "
+            f"has {max(too_long, default=0)}). At least half of the "
+            f"rows have to be usable and one prompt has to be left.{first}"
+        )
+    return PromptSet(prompts, report, data.shuffle)
+
+
+def _render(prompt: Prompt, tokenizer: Any, number: int) -> tuple[int, ...]:
+    try:
+        return render(prompt, tokenizer)
+    except DataError as error:
+        raise DataError(f"row {number}: {error}") from error

@@ -1,0 +1,50 @@
+"""The evaluations of a stage: sampled answers judged by scorers, or the objective on stored answers."""
+
+from __future__ import annotations
+
+from llmrl import evaluation
+from llmrl.loop import Loop
+from llmrl.rollout.replay import ReplayEngine
+from llmrl.run import Measurement
+from llmrl.tracking.folder import RunFolder
+from llmrl.training.assemble import assemble, pairs_of
+from llmrl.types import Group
+
+
+def measure(loop: Loop, folder: RunFolder, global_step: int, names: list[str]) -> dict[str, float]:
+    """Metrics of the evaluations named, measured on the main process; their records go to the run's folder."""
+    out: dict[str, float] = {}
+    for name in names if loop.ranks.main else []:
+        what = loop.stage.measurements[name]
+        if what.scorers:
+            result = sampled(loop, what)
+            folder.write_evaluation(name, global_step, result.records)
+            out |= result.metrics(name)
+        else:
+            out |= {f"eval/{name}/{key.removeprefix('pairs/')}": value for key, value in stored(loop, what).items()}
+    loop.ranks.wait()
+    return out
+
+
+def sampled(loop: Loop, what: Measurement) -> evaluation.Evaluation:
+    """Held-out accuracy of sampled answers, under the condition that the evaluation or the algorithm asks for."""
+    stage, config, prompts = loop.stage, what.config, what.prompts.prompts
+    if config.feedback is not None:
+        prompts = [p.conditioned(config.feedback) for p in prompts]
+    elif stage.algorithm.condition is not None:
+        prompts = stage.algorithm.condition.refine(stage.memory, prompts, loop.seed_of("evaluate"))
+    return evaluation.evaluate(stage.evaluator, stage.render(prompts), what.scorers, what.sampling,
+                               num_samples=config.num_samples, seed=loop.seed_of("evaluate"), decode=stage.decode)
+
+
+def stored(loop: Loop, what: Measurement) -> dict[str, float]:
+    """Means of the objective and of its statistics over stored answers; nothing is trained."""
+    stage, prompts = loop.stage, what.prompts.prompts
+    answers = ReplayEngine(stage.engine.context).generate(prompts, what.sampling, 1, [])
+    groups = [Group(p, tuple(rs)) for p, rs in zip(prompts, answers, strict=True)]
+    places = [(g, i) for g, group in enumerate(groups) for i in range(len(group.rollouts))]
+    batch = assemble(groups, places, [groups[g].prompt for g, _ in places], 0, [], 1.0)
+    if stage.paired:
+        batch.pairs = pairs_of(groups, places)
+    loop.run_passes(batch)
+    return stage.updater.measure(batch, stage.algorithm)

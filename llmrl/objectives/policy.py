@@ -1,0 +1,24 @@
+"""Policy-gradient objectives: one loss a token; averaging is ops.reduce's job."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmrl.batch import Loss
+from llmrl.ops.ratio import log_ratio
+
+
+def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float = 0.2,
+                      clip_high: float = 0.2, dual_clip: float | None = None) -> Loss:
+    """PPO's pessimistic surrogate (arXiv:1707.06347, eq. 7); a wider clip_high alone is DAPO's change.
+
+    loss = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))   with   r = exp(logprobs - old_logprobs)
+    dual_clip c > 1 (arXiv:1912.09729): where A < 0 the loss is at most -A c. [B,T] each; gradient flows through logprobs.
+    """
+    ratio = log_ratio(logprobs, old_logprobs).exp()
+    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if dual_clip is not None:
+        loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
+    clipped = ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
+    return Loss(loss, stats={"ratio/clip_fraction": clipped})

@@ -1,0 +1,171 @@
+"""The model in training as one module: ragged contexts and responses in, log-probabilities of the responses out.
+
+A group's context is forwarded once and its keys and values are shared by the group's responses ('shared'), or every
+row is forwarded whole ('dense'). Both give the same numbers; `Policy` checks that before it relies on the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from llmrl.ops.logprobs import token_statistics
+
+Ids = Sequence[int]
+PADDING_TOLERATED = 1.25  # longest over shortest response forwarded as one rectangle
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one forward pass sees: for each row its context, response, counted positions and temperature."""
+
+    contexts: list[Ids]
+    responses: list[Ids]
+    masks: list[Sequence[bool]]
+    temperatures: list[float]
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+
+class PolicyModule(nn.Module):
+    """A causal language model with an optional scalar value head on its trunk."""
+
+    def __init__(self, model: nn.Module, value_head: nn.Module | None = None):
+        super().__init__()
+        self.model = model
+        self.value_head = value_head
+
+    def forward(self, rows: Rows, width: int, entropy: bool = False, values: bool = False,
+                shared: bool = True) -> dict[str, Tensor]:
+        """{'logprobs', 'entropy'?, 'values'?}, each [B,width] fp32, 0 where nothing counts.
+
+        The value of position t is that of the state before token t, read off the same hidden state as its logits.
+        """
+        base = base_model(self.model)
+        hidden, row, column = counted_states(base.get_decoder(), rows, shared)
+        labels = torch.tensor([rows.responses[i][t] for i, t in zip(row.tolist(), column.tolist(), strict=True)],
+                              dtype=torch.long, device=hidden.device)
+        temperatures = torch.tensor(rows.temperatures, device=hidden.device)[row.to(hidden.device)]
+        head = LogitHead(base)
+        logprobs, entropies = token_statistics(hidden, head, labels, temperatures, head.vocabulary, entropy)
+        place = (row.to(hidden.device), column.to(hidden.device))
+
+        def spread(numbers: Tensor) -> Tensor:
+            return numbers.new_zeros(len(rows), width).index_put(place, numbers)
+
+        out = {"logprobs": spread(logprobs)}
+        if entropy:
+            out["entropy"] = spread(entropies)
+        if values:
+            out["values"] = spread(self.value_head(hidden.float()).squeeze(-1))
+        return out
+
+
+class LogitHead:
+    """From hidden states to logits, with whatever the architecture does to them afterwards."""
+
+    def __init__(self, base: nn.Module):
+        self.linear = base.get_output_embeddings()
+        text = base.config.get_text_config()
+        self.vocabulary = int(text.vocab_size)
+        self.cap = getattr(text, "final_logit_softcapping", None)
+        self.scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits = self.linear(hidden)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def base_model(model: Any) -> Any:
+    """The transformers model behind a peft wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def counted_states(trunk: nn.Module, rows: Rows, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(hidden [N,H], row [N], column [N]): the state before each counted response token, rows in order."""
+    states, first, rest, stride = (shared_states if shared else dense_states)(trunk, rows)
+    row = torch.cat([torch.full((sum(m),), i) for i, m in enumerate(rows.masks)])
+    column = torch.cat([torch.tensor([t for t, counted in enumerate(m) if counted], dtype=torch.long) for m in rows.masks])
+    flat = torch.where(column == 0, first[row], rest[row] + stride[row] * (column - 1))
+    return states.index_select(0, flat.to(states.device)), row, column
+
+
+def dense_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Every row forwarded whole, right-padded. (states [M,H], where each row's first state is, its second, step)."""
+    device = next(trunk.parameters()).device
+    inputs = [(*c, *r[:-1]) for c, r in zip(rows.contexts, rows.responses, strict=True)]
+    ids, mask = padded(inputs, device, left=False)
+    hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    width = ids.shape[1]
+    first = torch.tensor([i * width + len(c) - 1 for i, c in enumerate(rows.contexts)])
+    return hidden.reshape(-1, hidden.shape[-1]), first, first + 1, torch.ones_like(first)
+
+
+def shared_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each distinct context forwarded once; the responses, in rectangles of like length, over its keys and values."""
+    device = next(trunk.parameters()).device
+    places: dict[tuple[int, ...], int] = {}
+    context_of = [places.setdefault(tuple(c), len(places)) for c in rows.contexts]
+    ids, mask = padded(list(places), device, left=True)
+    cache = DynamicCache(config=trunk.config)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    hidden = trunk(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                   use_cache=True).last_hidden_state
+    states, offset = [hidden[:, -1]], len(places)
+    first = torch.tensor(context_of)
+    rest = torch.zeros(len(rows), dtype=torch.long)
+    for bucket in rectangles([len(r) - 1 for r in rows.responses]):
+        owners = torch.tensor([context_of[i] for i in bucket], device=device)
+        suffix, suffix_mask = padded([rows.responses[i][:-1] for i in bucket], device, left=False)
+        lengths = mask.sum(1)[owners]
+        out = trunk(
+            input_ids=suffix,
+            attention_mask=torch.cat([mask[owners], suffix_mask], 1),
+            position_ids=lengths[:, None] + torch.arange(suffix.shape[1], device=device),
+            past_key_values=expanded(cache, owners, trunk.config),
+            use_cache=True,
+        ).last_hidden_state
+        states.append(out.reshape(-1, out.shape[-1]))
+        rest[bucket] = offset + torch.arange(len(bucket)) * suffix.shape[1]
+        offset += len(bucket) * suffix.shape[1]
+    return torch.cat(states), first, rest, torch.ones(len(rows), dtype=torch.long)
+
+
+def expanded(cache: DynamicCache, owners: Tensor, config: Any) -> DynamicCache:
+    """A cache with one entry a row, read from its context's; gradients flow back into the context."""
+    copy = DynamicCache(config=config)
+    for number, layer in enumerate(cache.layers):
+        copy.update(layer.keys.index_select(0, owners), layer.values.index_select(0, owners), number)
+    return copy
+
+
+def rectangles(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows of like length together, longest first; rows of length 0 need no forward and are in none."""
+    order = sorted((i for i, n in enumerate(lengths) if n > 0), key=lambda i: -lengths[i])
+    out: list[list[int]] = []
+    for i in order:
+        if out and lengths[out[-1][0]] <= PADDING_TOLERATED * lengths[i] + 2:
+            out[-1].append(i)
+        else:
+            out.append([i])
+    return out
+
+
+def padded(sequences: Sequence[Ids], device: torch.device, left: bool) -> tuple[Tensor, Tensor]:
+    """(ids [n,width], mask [n,width] int64) with zeros for padding on the side given."""
+    width = max(len(s) for s in sequences)
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, sequence in enumerate(sequences):
+        where = slice(width - len(sequence), width) if left else slice(0, len(sequence))
+        ids[i, where] = torch.tensor(sequence, dtype=torch.long)
+        mask[i, where] = 1
+    return ids.to(device), mask.to(device)

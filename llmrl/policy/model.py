@@ -1,0 +1,213 @@
+"""The policy: a transformers model made ready for training, its reference, its weights for engines, its export."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmrl import catalog
+from llmrl.config import Model
+from llmrl.errors import ModelError
+from llmrl.options import bind
+from llmrl.policy.forward import LogitHead, PolicyModule, Rows, base_model
+
+SHARED_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}  # largest |Δ log-probability| taken as rounding, not as a bug
+
+
+class Policy:
+    """One model, its tokenizer, and the one function that every pass goes through."""
+
+    def __init__(self, module: PolicyModule, tokenizer: Any, path: str, precision: str = "fp32", shared: bool = True):
+        self.module = module
+        self.wrapped: nn.Module = module  # what accelerate made of it
+        self.tokenizer = tokenizer
+        self.path = path
+        self.precision = precision
+        self.shared = shared
+        self._verified = False
+        self.passes = 0  # forward passes so far, one a micro-batch
+
+    @property
+    def model(self) -> Any:
+        return self.module.model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def statistics(self, rows: Rows, width: int, *, entropy: bool = False, values: bool = False) -> dict[str, Tensor]:
+        """{'logprobs', 'entropy'?, 'values'?} of the rows' responses, [B,width] fp32 on the policy's device.
+
+        Contexts that several rows share are forwarded once; the first time, the result is compared with the dense path,
+        and on a difference the dense path is used from then on, with one warning.
+        """
+        shared = self.shared and len({tuple(c) for c in rows.contexts}) < len(rows)
+        if shared and not self._verified:
+            shared = self.shared = self._agrees(rows)
+            self._verified = True
+        self.passes += 1
+        with self.autocast():
+            return self.wrapped(rows, width, entropy, values, shared)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the adapters are off: the policy is its own reference. Only with LoRA."""
+        with self.model.disable_adapter():
+            yield
+
+    @property
+    def has_adapters(self) -> bool:
+        return hasattr(self.model, "disable_adapter")
+
+    def _agrees(self, rows: Rows) -> bool:
+        some = _first_rows(rows, 8)
+        width = max(len(r) for r in some.responses)
+        try:
+            with torch.no_grad(), self.autocast():
+                dense = self.module(some, width, shared=False)["logprobs"]
+                difference = (self.module(some, width, shared=True)["logprobs"] - dense).abs().max().item()
+        except Exception as error:  # noqa: BLE001 - an architecture may refuse the cache in any way it likes
+            warnings.warn(f"sharing a group's prompt does not work with this model ({error!r}); every row is forwarded "
+                          "whole from now on.", stacklevel=3)
+            return False
+        if difference <= SHARED_TOLERANCE[self.precision]:
+            return True
+        warnings.warn(f"sharing a group's prompt changes log-probabilities by up to {difference:.2g} with this model "
+                      f"(at most {SHARED_TOLERANCE[self.precision]:g} is rounding); every row is forwarded whole from now "
+                      "on.", stacklevel=3)
+        return False
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight under its transformers name: adapters merged in, lm_head.weight there even when it is tied."""
+        base = base_model(self.model)
+        deltas = {}
+        for name, layer in base.named_modules():
+            if hasattr(layer, "lora_A") and hasattr(layer, "get_delta_weight"):
+                for adapter in layer.active_adapters:
+                    key = f"{name}.weight"
+                    deltas[key] = deltas.get(key, 0) + layer.get_delta_weight(adapter)
+        seen = set()
+        for name, weight in base.state_dict().items():
+            if ".lora_" in name:
+                continue
+            plain = name.replace(".base_layer.", ".")
+            seen.add(plain)
+            yield plain, weight.detach() + deltas[plain] if plain in deltas else weight.detach()
+        if "lm_head.weight" not in seen:
+            yield "lm_head.weight", base.get_output_embeddings().weight.detach()
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
+
+    def export(self, folder: Path) -> None:
+        """Write what `AutoModelForCausalLM` (or peft, for adapters) and `AutoTokenizer` load; the value head beside it."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.module.value_head is not None:
+            from safetensors.torch import save_file
+
+            save_file(self.module.value_head.state_dict(), folder / "value_head.safetensors")
+
+
+def load_policy(config: Model, folder: Path, *, seed: int, values: bool = False, shared: bool = True,
+                checkpointing: bool = False, trained: str | None = None) -> Policy:
+    """The policy a recipe's `model` section describes, weights in fp32, dropout off.
+
+    folder: where a made model or an enlarged vocabulary is written. trained: an export of an earlier stage to load in
+    place of `config.path`. Raises ModelError.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = trained or config.path or make(config, folder, seed)
+    adapters = trained is not None and (Path(trained) / "adapter_config.json").exists()
+    source = (config.path or make(config, folder, seed)) if adapters else path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=None if trained else config.revision)
+        model = AutoModelForCausalLM.from_pretrained(source, revision=None if trained else config.revision,
+                                                     dtype=torch.float32, attn_implementation=config.attention)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path: {path!r} could not be loaded: {str(error).splitlines()[0]} Expected a folder with "
+                         "config.json, weights and tokenizer, or a hub id that can be reached.") from error
+    if config.added_tokens and trained is None:
+        tokenizer.add_special_tokens({"additional_special_tokens": config.added_tokens}, replace_extra_special_tokens=False)
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        enlarged = folder / "enlarged"
+        model.config.save_pretrained(enlarged)
+        tokenizer.save_pretrained(enlarged)
+        path = str(enlarged)
+    if config.lora is not None:
+        model = with_adapters(model, config, trained if adapters else None, seed)
+        path = source if not config.added_tokens else path
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    without_dropout(model, training=checkpointing)
+    head = None
+    if values:
+        head = nn.Linear(base_model(model).config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    check_head(model)
+    return Policy(PolicyModule(model, head), tokenizer, path, config.precision, shared)
+
+
+def make(config: Model, folder: Path, seed: int) -> str:
+    """Write the catalog model that `model.make` names, unless it is there already."""
+    target = folder / "made"
+    if (target / "config.json").exists():
+        return str(target)
+    name, options = catalog.split_named(config.make)
+    part = catalog.get("models", name)
+    return bind(part, {"seed": seed, **options})(target)
+
+
+def with_adapters(model: Any, config: Model, trained: str | None, seed: int) -> Any:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if trained is not None:
+        return PeftModel.from_pretrained(model, trained, is_trainable=True)
+    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=config.lora.targets,
+                      lora_dropout=0.0, task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, lora)
+
+
+def without_dropout(model: nn.Module, training: bool) -> None:
+    """Dropout off for good: sampled and trained probabilities must be those of one function."""
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for name in ("attention_dropout", "dropout_p", "hidden_dropout"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+    model.train(training)  # activation checkpointing works in training mode only
+
+
+def check_head(model: Any) -> None:
+    """Our head on the trunk's states must give the model's own logits, whatever the architecture adds to them."""
+    base = base_model(model)
+    ids = torch.arange(1, 6, device=next(base.parameters()).device)[None] % base.config.get_text_config().vocab_size
+    with torch.no_grad():
+        own = base(input_ids=ids, use_cache=False).logits.float()
+        ours = LogitHead(base)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
+    if not torch.allclose(own, ours, atol=1e-4, rtol=1e-4):
+        raise ModelError(f"{type(base).__name__}: its logits are not its head applied to its decoder's states (difference "
+                         f"{(own - ours).abs().max():.3g}). Its log-probabilities would be wrong, so it is refused.")
+
+
+def _first_rows(rows: Rows, count: int) -> Rows:
+    return replace(rows, contexts=rows.contexts[:count], responses=rows.responses[:count], masks=rows.masks[:count],
+                   temperatures=rows.temperatures[:count])

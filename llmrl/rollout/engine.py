@@ -1,0 +1,54 @@
+"""What every rollout engine does: token ids in, token ids and log-probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from llmrl.types import Prompt, Rollout, Sampling
+
+
+class Weights(Protocol):
+    """What an engine sees of the policy in training."""
+
+    model: Any  # the transformers (or peft) module
+    path: str  # a folder or hub id with the model's config and tokenizer
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight under its transformers name: adapters merged in, lm_head.weight there even when it is tied."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an engine is built from; its recipe options are keyword-only parameters of its `__init__`."""
+
+    policy: Weights
+    tokenizer: Any
+    stop_ids: tuple[int, ...]  # any of them ends an answer
+    max_prompt_tokens: int
+    max_tokens: int
+    precision: str = "fp32"
+
+
+class Engine(Protocol):
+    """Built as `EngineClass(context, **options)`. Rollouts carry the version of the weights that wrote them."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int, seeds: Sequence[int]
+    ) -> list[list[Rollout]]:
+        """`num_samples` rollouts of each prompt, in the order given.
+
+        A prompt is sampled from `prompt.ids`; sample i of prompt p depends on (weights, ids, sampling, seeds[p], i)
+        alone, not on what else is in the call, as far as the engine's arithmetic allows. `ids` of a rollout end with
+        the stop token that ended it, or `truncated` is True. `text` is left empty: the caller decodes.
+        Raises RolloutError when the engine answers with something else than was asked for.
+        """
+
+    def sync(self, policy: Weights, version: int) -> None:
+        """Load the policy's weights; the next rollouts are written by them and carry `version`."""
+
+    def close(self) -> None:
+        """Give back processes and memory."""

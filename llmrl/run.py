@@ -1,0 +1,185 @@
+"""Everything that a stage of a recipe needs, built from the recipe: policy, reference, data, engine, scorers, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmrl import catalog
+from llmrl.algorithm import Algorithm, passes, required
+from llmrl.algorithm import build_stage as build_algorithm
+from llmrl.batch import base_name, sources
+from llmrl.config import Data, Evaluation, Named, Training
+from llmrl.data.prompts import PromptSet, load
+from llmrl.data.render import render, stop_ids
+from llmrl.errors import RecipeError
+from llmrl.options import check_options
+from llmrl.policy.model import Policy, load_policy
+from llmrl.recipe import Recipe, StageConfig
+from llmrl.rollout.engine import Context, Engine
+from llmrl.scoring import Scorer, from_function, make_scorers
+from llmrl.training.ranks import Ranks
+from llmrl.training.update import Settings, Updater
+from llmrl.types import Prompt, Rollout, Sampling
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One evaluation of a stage. Without scorers it is the objective itself, on stored answers."""
+
+    config: Evaluation
+    prompts: PromptSet
+    scorers: list[Scorer]
+    sampling: Sampling
+
+
+@dataclass
+class StageRun:
+    """A stage, ready to run. memory: the state of the condition part, plain data. version: of the engine's weights."""
+
+    config: StageConfig
+    index: int
+    algorithm: Algorithm
+    prompts: PromptSet
+    scorers: list[Scorer]
+    engine: Engine
+    sampling: Sampling
+    measurements: dict[str, Measurement]
+    evaluator: Engine | None
+    updater: Updater
+    reference: Policy | None
+    steps: int
+    memory: Any = None
+    version: int = 0
+
+    @property
+    def plan(self) -> set[str]:
+        """Names of the passes that run."""
+        return {p.name for p in passes(self.algorithm)}
+
+    @property
+    def wants(self) -> set[str]:
+        """The arrays that some part asks for, derived ones followed to what they are made of."""
+        return sources(required(self.algorithm))
+
+    @property
+    def paired(self) -> bool:
+        """Whether some part looks at rows through pairs."""
+        return any(name != base_name(name) for name in required(self.algorithm))
+
+    def render(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts with their tokens; those under a new condition are rendered."""
+        tokenizer = self.updater.policy.tokenizer
+        return [p if p.ids else replace(p, ids=tuple(render(p, tokenizer))) for p in prompts]
+
+    def decoded(self, rollout: Rollout) -> Rollout:
+        """The rollout with its text, which engines leave empty."""
+        if rollout.text:
+            return rollout
+        return replace(rollout, text=self.decode(rollout.ids))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.updater.policy.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def close(self) -> None:
+        self.engine.close()
+        if self.evaluator is not None and self.evaluator is not self.engine:
+            self.evaluator.close()
+
+
+def first_policy(recipe: Recipe, folder: Path, trained: str | None = None) -> Policy:
+    """The policy a run starts from, with a value head if any stage asks for values."""
+    values = any("values" in sources(required(build_algorithm(stage))) for stage in recipe.stages)
+    training = recipe.stages[0].training
+    return load_policy(recipe.run.model, folder, seed=recipe.run.seed, values=values, trained=trained,
+                       shared=training.shared_prompt == "auto", checkpointing=training.gradient_checkpointing)
+
+
+def build_stage(recipe: Recipe, index: int, policy: Policy, ranks: Ranks, folder: Path, trained: str | None,
+                memory: Any = None, functions: Sequence[Callable] = ()) -> StageRun:
+    """Load what stage `index` needs.
+
+    trained: the export of the stage before, this stage's starting point; None: the model. memory: the condition part's
+    state at the end of that stage. functions: scorers that replace the recipe's.
+    """
+    config, seed = recipe.stages[index], recipe.run.seed
+    algorithm = build_algorithm(config)
+    prompts = load(config.data, policy.tokenizer, seed=seed)
+
+    def frozen_copy() -> Policy:
+        copy = load_policy(recipe.run.model, folder, seed=seed, trained=trained, shared=policy.shared)
+        copy.module.requires_grad_(False).to(policy.device)
+        return copy
+
+    source = frozen_copy() if config.rollout.sync == "never" else policy
+    measurements = {name: measurement(e, config, policy, seed) for name, e in config.evaluation.items()}
+    limits = (
+        max([config.data.max_prompt_tokens, *(m.prompts.report.longest for m in measurements.values())]),
+        max([config.rollout.max_tokens, *(m.sampling.max_tokens for m in measurements.values())]),
+    )
+    engine = make_engine(config.rollout.engine, source, limits)
+    evaluator = None
+    if any(m.scorers for m in measurements.values()):
+        usable = source is policy and not getattr(engine, "replays", False)
+        evaluator = engine if usable else make_engine("transformers", policy, limits)
+    needs_reference = any(p.name == "ref" for p in passes(algorithm)) and not policy.has_adapters
+    training, rollout = config.training, config.rollout
+    settings = Settings(training.tokens_per_micro_batch, rollout.max_tokens, training.max_grad_norm, training.max_logprob_gap)
+    return StageRun(
+        config=config,
+        index=index,
+        algorithm=algorithm,
+        prompts=prompts,
+        scorers=[from_function(f) for f in functions] or make_scorers(config.scorers),
+        engine=engine,
+        sampling=Sampling(rollout.max_tokens, rollout.temperature, rollout.top_p, rollout.top_k),
+        measurements=measurements,
+        evaluator=evaluator,
+        updater=Updater(policy, make_optimizer(policy, training), ranks, settings),
+        reference=frozen_copy() if needs_reference else None,
+        steps=training.steps or -(-len(prompts) // rollout.prompts_per_step),
+        memory=algorithm.condition.init(memory) if algorithm.condition else None,
+    )
+
+
+def make_engine(named: Named, policy: Policy, limits: tuple[int, int]) -> Engine:
+    """The engine that a recipe names, for prompts and answers of at most `limits` tokens."""
+    name, options = catalog.split_named(named)
+    part = catalog.get("engines", name)
+    problems = check_options(part, options, "rollout.engine")
+    if problems:
+        raise RecipeError(problems)
+    stops = stop_ids(policy.tokenizer, getattr(policy.model, "generation_config", None))
+    return part(Context(policy, policy.tokenizer, stops, *limits, policy.precision), **options)
+
+
+def measurement(config: Evaluation, stage: StageConfig, policy: Policy, seed: int) -> Measurement:
+    """Load an evaluation's prompts. A benchmark brings its data, scorers and sampling; the recipe's own keys win."""
+    data, scorers = config.data, list(config.scorers)
+    sampling = Sampling(config.max_tokens or stage.rollout.max_tokens, config.temperature, config.top_p)
+    if config.benchmark is not None:
+        name, options = catalog.split_named(config.benchmark)
+        benchmark = catalog.get("benchmarks", name)(**options)
+        data = data or Data.model_validate(benchmark.data)
+        scorers = scorers or list(benchmark.scorers)
+        sampling = benchmark.sampling if config.max_tokens is None else replace(benchmark.sampling, max_tokens=config.max_tokens)
+    if data is None:
+        raise RecipeError("evaluation: neither benchmark nor data is given; one of them is needed.")
+    if config.limit is not None:
+        data = data.model_copy(update={"limit": config.limit})
+    prompts = load(data.model_copy(update={"shuffle": False}), policy.tokenizer, seed=seed)
+    return Measurement(config, prompts, make_scorers(scorers), sampling)
+
+
+def make_optimizer(policy: Policy, training: Training) -> torch.optim.Optimizer:
+    """AdamW on everything that is trained; weight decay on matrices only."""
+    named = [p for _, p in policy.trainable()]
+    groups = [
+        {"params": [p for p in named if p.dim() >= 2], "weight_decay": training.weight_decay},
+        {"params": [p for p in named if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=training.learning_rate, betas=tuple(training.betas))

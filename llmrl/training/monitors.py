@@ -1,0 +1,53 @@
+"""Numbers that are always watched. docs/monitors.md says what a bad value means and what to do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmrl.ops.kl import k3
+
+
+class Averages:
+    """Sums and counts by name, so that means over micro-batches, updates and ranks are exact; maxima beside them."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+        self.maxima: dict[str, float] = {}
+
+    def add(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
+        """Average `values` over where `mask` counts (everywhere without one)."""
+        kept = values.detach()[mask] if mask is not None else values.detach().reshape(-1)
+        self.sums[name] = self.sums.get(name, 0.0) + float(kept.float().sum())
+        self.counts[name] = self.counts.get(name, 0.0) + kept.numel()
+
+    def add_total(self, name: str, total: float) -> None:
+        """A number that is a sum already, such as a part's share of the loss."""
+        self.sums[name] = self.sums.get(name, 0.0) + total
+        self.counts[name] = 1.0
+
+    def add_maximum(self, name: str, values: Tensor) -> None:
+        if values.numel():
+            self.maxima[name] = max(self.maxima.get(name, 0.0), float(values.detach().max()))
+
+
+def gap(averages: Averages, logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> None:
+    """How far the engine's log-probabilities are from the trainer's on the same tokens: mean and max |Δ|, KL by k3."""
+    difference = (logprobs - rollout_logprobs).detach()
+    averages.add("rollout/logprob_gap_mean", difference.abs(), mask)
+    averages.add_maximum("rollout/logprob_gap_max", difference.abs()[mask])
+    averages.add("rollout/logprob_gap_kl", k3(rollout_logprobs, logprobs.detach()), mask)
+
+
+def drift(averages: Averages, logprobs: Tensor, old_logprobs: Tensor | None, ref_logprobs: Tensor | None,
+          mask: Tensor) -> None:
+    """KL to the policy as the updates began (tokens were drawn from it) and to the reference, on the batch's tokens."""
+    if old_logprobs is not None:
+        averages.add("kl/old", k3(old_logprobs, logprobs.detach()), mask)
+    if ref_logprobs is not None:
+        averages.add("kl/ref", k3(logprobs.detach(), ref_logprobs), mask)
+
+
+def finite(values: Tensor) -> bool:
+    return bool(torch.isfinite(values).all())

@@ -1,0 +1,217 @@
+"""A run from start to end: stages one after the other, checkpoints, evaluations, the report."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmrl import observe
+from llmrl.algorithm import build_stage as build_algorithm
+from llmrl.api import Result
+from llmrl.errors import CheckpointError, LlmrlError
+from llmrl.loop import Loop
+from llmrl.measure import measure
+from llmrl.policy.model import Policy
+from llmrl.recipe import Recipe
+from llmrl.run import StageRun, build_stage, first_policy
+from llmrl.tracking.folder import RunFolder
+from llmrl.tracking.panel import Panel, make_panel
+from llmrl.tracking.report import write_report
+from llmrl.training import checkpoint
+from llmrl.training.ranks import Ranks
+
+FINISHED = "result.json"
+
+
+def run(recipe: Recipe, scorers: list[Callable] = ()) -> Result:
+    """Train every stage of the recipe; resumes where `run.resume` says so."""
+    for stage in recipe.stages:
+        build_algorithm(stage)  # an option of a part that does not exist is refused before anything loads
+    ranks = Ranks(recipe.run.tracking.trackers, recipe.run.out)
+    path, resumed, passed_over = place(recipe, ranks)
+    folder = RunFolder(path)
+    if ranks.main and resumed is None:
+        folder = RunFolder.create(path, recipe.text)
+    ranks.wait()
+    session = Session(recipe, ranks, folder, list(scorers))
+    for line in passed_over:
+        session.panel.message(f"checkpoint passed over, {line}")
+    try:
+        return session.run(resumed)
+    finally:
+        session.panel.close()
+
+
+class Session:
+    """A run under way."""
+
+    def __init__(self, recipe: Recipe, ranks: Ranks, folder: RunFolder, scorers: list[Callable]):
+        self.recipe, self.ranks, self.folder, self.functions = recipe, ranks, folder, scorers
+        self.panel: Panel = make_panel(recipe.run.tracking.panel if ranks.main else "off", {})
+        self.global_step = 0
+        self.last: dict[str, Any] = {}
+
+    def run(self, resumed: Path | None) -> Result:
+        state = checkpoint.read_state(resumed) if resumed else {"stage": 0, "step": 0, "global_step": 0}
+        self.global_step = state["global_step"]
+        if resumed is not None:
+            self.forget_later(state)
+        trained = self.export_of(state["stage"] - 1)
+        policy = first_policy(self.recipe, self.folder.path, trained)
+        policy.module.to(self.ranks.accelerator.device)
+        self.panel.message(f"{self.folder.path}: {self.recipe.path.name}, {self.ranks.size} "
+                           f"process{'es' if self.ranks.size > 1 else ''}, {policy.device.type}, seed {self.recipe.run.seed}")
+        if self.recipe.run.tracking.trackers and self.ranks.main:
+            self.ranks.accelerator.init_trackers("llmrl", config={"recipe": self.recipe.text})
+        memory = None
+        for index in range(state["stage"], len(self.recipe.stages)):
+            stage = build_stage(self.recipe, index, policy, self.ranks, self.folder.path, self.export_of(index - 1), memory,
+                                self.functions)
+            start = 0
+            if resumed is not None and index == state["stage"]:
+                checkpoint.load(resumed, policy, stage.updater.optimizer)
+                start, stage.version, stage.memory = state["step"], state["version"], state["memory"]
+            self.train(stage, policy, start)
+            memory = stage.memory
+            stage.close()
+        return self.finish(policy)
+
+    def train(self, stage: StageRun, policy: Policy, start: int) -> None:
+        """All steps of one stage from `start` on."""
+        policy.wrapped = self.ranks.accelerator.prepare_model(policy.module)
+        loop = Loop(stage, self.ranks, self.recipe.run.seed)
+        config, name = stage.config, stage.config.name
+        self.panel.stage(name, stage.steps)
+        self.panel.message(f"{name}: {stage.prompts.report}")
+        stage.engine.sync(stage.engine.context.policy, stage.version)
+        if start == 0:
+            self.write(measure(loop, self.folder, self.global_step, [n for n, m in stage.measurements.items()
+                                                                     if m.config.at_start]), name, 0)
+        for number in range(start, stage.steps):
+            began = time.perf_counter()
+            done = loop.step(number)
+            self.global_step += 1
+            row = observe.describe(done, [s.name for s in stage.scorers], self.ranks)
+            sample = self.keep_rollouts(done, number)
+            self.write(row, name, number + 1, sample)
+            due = [n for n, m in stage.measurements.items()
+                   if number + 1 == stage.steps or (m.config.every and (number + 1) % m.config.every == 0)]
+            if due:
+                found = measure(loop, self.folder, self.global_step, due)
+                self.write(found | {"time/evaluate": time.perf_counter() - began - row["time/step"]}, name, number + 1)
+            every, last = config.training.save_every, number + 1 == stage.steps
+            if last or (every and (number + 1) % every == 0):
+                self.save(stage, policy, number + 1, last)
+
+    def save(self, stage: StageRun, policy: Policy, step: int, last: bool) -> None:
+        if self.ranks.main:
+            if last:
+                self.export(policy, self.folder.path / "stages" / stage.config.name)
+            done = {"stage": stage.index, "step": step, "global_step": self.global_step, "version": stage.version,
+                    "memory": stage.memory, "recipe": identity(self.recipe)}
+            checkpoint.save(self.folder.path, self.global_step, policy, stage.updater.optimizer, done,
+                            stage.config.training.keep_checkpoints)
+        self.ranks.wait()
+
+    def export(self, policy: Policy, target: Path) -> None:
+        """Write the model beside its place and rename it in, so that a half-written export is never loaded."""
+        import shutil
+
+        draft = target.with_name(f"{target.name}.tmp")
+        shutil.rmtree(draft, ignore_errors=True)
+        policy.export(draft)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+
+    def finish(self, policy: Policy) -> Result:
+        report = self.folder.path / "report.html"
+        if self.ranks.main:
+            self.export(policy, self.folder.path / "final")
+            (self.folder.path / FINISHED).write_text(json.dumps(self.last, indent=1))
+            report = write_report(self.folder.path)
+        if self.recipe.run.tracking.trackers:
+            self.ranks.accelerator.end_training()
+        self.ranks.wait()
+        return Result(self.folder.path, report, self.last)
+
+    def write(self, metrics: dict[str, Any], stage: str, step: int, sample: str | None = None) -> None:
+        """One row to the folder, the panel and the trackers."""
+        if not metrics:
+            return
+        row = {"global_step": self.global_step, "stage": stage, "step": step} | metrics
+        self.last |= metrics
+        if self.ranks.main:
+            self.folder.append_metrics(row)
+            if self.recipe.run.tracking.trackers:
+                self.ranks.accelerator.log(metrics, step=self.global_step)
+        self.panel.step(row, sample)
+
+    def keep_rollouts(self, done: observe.Collected, number: int) -> str | None:
+        every = self.recipe.run.tracking.rollouts_every
+        records = observe.records(done) if every and number % every == 0 else []
+        everyone = [r for part in self.ranks.gather(records) for r in part]
+        if everyone and self.ranks.main:
+            self.folder.write_rollouts(self.global_step, everyone)
+        return done.groups[0].rollouts[0].text if done.groups and done.groups[0].rollouts else None
+
+    def export_of(self, index: int) -> str | None:
+        """The export of a finished stage, None before the first."""
+        return str(self.folder.path / "stages" / self.recipe.stages[index].name) if index >= 0 else None
+
+    def forget_later(self, state: dict[str, Any]) -> None:
+        """Drop what was written after the checkpoint; refuse one that another recipe wrote."""
+        differ = different(state["recipe"], identity(self.recipe))
+        if differ:
+            raise CheckpointError(f"{self.folder.path} was started with another recipe: {', '.join(differ[:5])} differ. Use "
+                                  "the recipe.yaml in that folder, or start a new run with another name=…")
+        if self.ranks.main:
+            self.folder.truncate_metrics(self.recipe.stages[state["stage"]].name, state["global_step"])
+            self.folder.event("resume", global_step=state["global_step"])
+        self.panel.message(f"resuming {self.folder.path} after step {state['global_step']}")
+
+
+def place(recipe: Recipe, ranks: Ranks) -> tuple[Path, Path | None, list[str]]:
+    """(folder of the run, checkpoint to resume from or None, checkpoints passed over).
+
+    'auto' goes on with an unfinished run that has a checkpoint; a finished one is left alone and the new run is numbered.
+    """
+    run = recipe.run
+    base = Path(run.out) / (run.name or recipe.path.stem)
+    found: tuple[Path, Path | None, list[str]] = (base, None, [])
+    if run.resume not in ("auto", "never"):
+        path = Path(run.resume)
+        problem = checkpoint.damage(path)
+        if problem is not None:
+            raise CheckpointError(f"resume: {path}: {problem}. Name a checkpoint folder, or use resume=auto.")
+        return path.parent, path, []
+    for number in itertools.count(1):
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if not folder.exists():
+            found = (folder, None, [])
+            break
+        if run.resume == "auto" and not (folder / FINISHED).exists():
+            path, refused = checkpoint.newest(folder)
+            if path is not None:
+                found = (folder, path, refused)
+                break
+    return ranks.gather(found)[0]
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint must have in common with the recipe that goes on from it."""
+    keep = ("name", "data", "algorithm", "scorers", "scoring", "rollout")
+    stages = [{k: v for k, v in stage.model_dump(mode="json").items() if k in keep} for stage in recipe.stages]
+    return {"model": recipe.run.model.model_dump(mode="json"), "seed": recipe.run.seed, "stages": stages}
+
+
+def different(old: Any, new: Any, at: str = "") -> list[str]:
+    """Dotted keys under which two plain values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for k in sorted({*old, *new}) for d in different(old.get(k), new.get(k), f"{at}.{k}" if at else str(k))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in different(a, b, f"{at}[{i}]")]
+    return [] if old == new else [at]

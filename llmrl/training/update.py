@@ -1,0 +1,195 @@
+"""Optimizer steps on one batch: epochs × mini-batches × micro-batches, with the counts of all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmrl import catalog
+from llmrl.algorithm import Algorithm, droppable, required
+from llmrl.batch import Batch, call, sources
+from llmrl.errors import TrainingError
+from llmrl.ops.reduce import reduce_tokens, reduce_units, row_coefficients
+from llmrl.policy.forward import Rows
+from llmrl.policy.model import Policy
+from llmrl.training import monitors
+from llmrl.training.micro_batches import split
+from llmrl.training.passes import rows_of, run_pass
+from llmrl.training.ranks import Ranks
+
+MONITORED_ROWS = 8  # rows forwarded for the monitor alone, when the update's own rows cannot tell
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an update needs to know besides the batch."""
+
+    tokens_per_micro_batch: int
+    max_length: int  # longest answer allowed; the constant of the fixed_length reduction
+    max_grad_norm: float
+    max_logprob_gap: float
+
+
+class Updater:
+    """The policy, its optimizer and the ranks; `update` makes all optimizer steps of one batch."""
+
+    def __init__(self, policy: Policy, optimizer: torch.optim.Optimizer, ranks: Ranks, settings: Settings):
+        self.policy, self.optimizer, self.ranks, self.settings = policy, optimizer, ranks, settings
+
+    def update(self, batch: Batch, algorithm: Algorithm, *, learning_rate: float, seed: int) -> dict[str, float]:
+        """Means over the batch by metric name. Raises TrainingError on a non-finite gradient or a log-probability gap."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        averages = monitors.Averages()
+        self._watch(batch, averages)
+        counts, own = self.ranks.gather_arrays({k: batch.arrays[k] for k in ("group_ids", "lengths")})
+        norms = []
+        for number, chosen in enumerate(mini_batches(counts["group_ids"], algorithm, seed)):
+            member = torch.isin(counts["group_ids"], chosen)
+            coefficients = torch.zeros(len(member))
+            coefficients[member] = row_coefficients(algorithm.reduce, counts["lengths"][member],
+                                                    counts["group_ids"][member], self.settings.max_length)
+            rows = member[own].nonzero().squeeze(1).tolist()
+            units = {"token": 0, "sequence": int((counts["lengths"][member] > 0).sum()), "pair": self._pairs(batch, rows)}
+            self._backward(batch, rows, coefficients[own], units, algorithm, averages, measure_gap=number == 0)
+            self._check_gap(averages)
+            norms.append(self._step())
+        return self._report(averages, len(norms)) | {"gradient/norm": sum(norms) / len(norms), "update/steps": len(norms)}
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, algorithm: Algorithm) -> dict[str, float]:
+        """Means of the objective and of its statistics over a batch, by metric name; no step is made."""
+        averages = monitors.Averages()
+        arrays = batch.arrays
+        coefficients = row_coefficients(algorithm.reduce, arrays["lengths"], arrays["group_ids"], self.settings.max_length)
+        rows = list(range(len(batch)))
+        units = {"token": 0, "sequence": int((arrays["lengths"] > 0).sum()), "pair": self._pairs(batch, rows)}
+        for chosen in self._micro_batches(batch, rows):
+            self._loss(batch.take(chosen), coefficients[chosen], units, algorithm, averages, measure_gap=False)
+        return self._report(averages, 1)
+
+    def _micro_batches(self, batch: Batch, rows: list[int]) -> list[list[int]]:
+        contexts, lengths = [s.training for s in batch.samples], [len(s.response) for s in batch.samples]
+        return split(units_of(batch, rows), contexts, lengths, self.settings.tokens_per_micro_batch, self.policy.shared)
+
+    def _backward(self, batch: Batch, rows: list[int], coefficients: Tensor, units: dict[str, int],
+                  algorithm: Algorithm, averages: monitors.Averages, measure_gap: bool) -> None:
+        arrays = batch.arrays
+        active = [i for i in rows if arrays["lengths"][i] > 0]
+        if droppable(algorithm):
+            active = [i for i in active if bool((arrays["advantages"][i] != 0).any())]
+        averages.add("update/rows", torch.tensor([len(active)]))
+        plan = self._micro_batches(batch, active)
+        if self.ranks.maximum(len(plan)) == 0:
+            return
+        for place, chosen in enumerate(plan or [[]]):
+            with self._synchronised(last=place + 1 >= len(plan)):
+                loss = self._loss(batch.take(chosen), coefficients[chosen], units, algorithm, averages, measure_gap)
+                self.ranks.accelerator.backward(loss * self.ranks.size)
+
+    def _loss(self, micro: Batch, coefficients: Tensor, units: dict[str, int], algorithm: Algorithm,
+              averages: monitors.Averages, measure_gap: bool) -> Tensor:
+        if not len(micro):  # a rank without rows still takes part in the reduction of gradients
+            return self.policy.statistics(Rows([[0]], [[0]], [[True]], [1.0]), 1)["logprobs"].sum() * 0.0
+        device = self.policy.device
+        wanted = sources(required(algorithm))
+        mask = micro.arrays["loss_mask"]
+        out = self.policy.statistics(rows_of(micro, range(len(micro))), mask.shape[1], entropy="entropy" in wanted,
+                                     values="values" in wanted)
+        micro.arrays = {k: v.to(device) for k, v in micro.arrays.items()} | out
+        micro.arrays.setdefault("old_logprobs", out["logprobs"].detach())
+        mask, arrays = micro.arrays["loss_mask"], micro.arrays
+        total = torch.zeros((), device=device)
+        for part in (*algorithm.objective, *algorithm.regularizers):
+            loss = call(part, micro)
+            if loss.unit == "token":
+                number = reduce_tokens(loss.values, mask, coefficients.to(device), arrays.get("weights"))
+            else:
+                number = reduce_units(loss.values, units[loss.unit])
+            total = total + number
+            averages.add_total(f"loss/{catalog.name_of(part)}", float(number.detach()))
+            for name, values in loss.stats.items():
+                averages.add(name, values, mask if values.shape == mask.shape else None)
+        averages.add_total("loss/total", float(total.detach()))
+        if measure_gap and "rollout_logprobs" in arrays:
+            same = torch.tensor([s.training == s.sampled for s in micro.samples], device=device)[:, None]
+            monitors.gap(averages, out["logprobs"], arrays["rollout_logprobs"], mask & same)
+        monitors.drift(averages, out["logprobs"], arrays["old_logprobs"], arrays.get("ref_logprobs"), mask)
+        if "entropy" in out:
+            averages.add("policy/entropy_exact", out["entropy"], mask)
+        return total
+
+    def _watch(self, batch: Batch, averages: monitors.Averages) -> None:
+        """Measure the gap where the update's own forward will not: rows trained under another context than sampled."""
+        if "rollout_logprobs" not in batch.arrays:
+            return
+        others = [i for i, s in enumerate(batch.samples) if s.training != s.sampled][:MONITORED_ROWS]
+        if not others and "advantages" in batch.arrays and not bool((batch.arrays["advantages"] != 0).any()):
+            others = list(range(min(MONITORED_ROWS, len(batch))))
+        if others:
+            some = batch.take(others)
+            got = run_pass(self.policy, some, self.settings.tokens_per_micro_batch, under="sampled")
+            monitors.gap(averages, got["logprobs"], some.arrays["rollout_logprobs"], some.arrays["loss_mask"])
+
+    def _check_gap(self, averages: monitors.Averages) -> None:
+        name = "rollout/logprob_gap_mean"
+        total = self.ranks.sums({"sum": averages.sums.get(name, 0.0), "count": averages.counts.get(name, 0.0)})
+        mean = total["sum"] / max(total["count"], 1.0)
+        if not mean <= self.settings.max_logprob_gap:
+            raise TrainingError(
+                f"the engine's log-probabilities differ from the trainer's by {mean:.3g} in the mean on the same tokens; "
+                f"at most {self.settings.max_logprob_gap:g} is allowed (training.max_logprob_gap). The engine does not hold "
+                "these weights, or samples with other settings than it was told: see docs/monitors.md, logprob_gap.")
+
+    def _step(self) -> float:
+        parameters = [p for _, p in self.policy.trainable()]
+        for p in parameters:
+            if p.grad is None:  # nothing was forwarded: an exact zero, so that the optimizer's moments still decay
+                p.grad = torch.zeros_like(p)
+        norm = float(self.ranks.accelerator.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+        if not norm < float("inf"):
+            raise TrainingError(f"the gradient's norm is {norm}; expected a finite number. Lower training.learning_rate, or "
+                                "look at the last rollouts of the run for a score out of range.")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if last else self.ranks.accelerator.no_sync(self.policy.wrapped)
+
+    def _pairs(self, batch: Batch, rows: list[int]) -> int:
+        kept = set(rows)
+        own = 0 if batch.pairs is None else sum(int(a) in kept for a in batch.pairs[:, 0])
+        return int(self.ranks.sums({"pairs": own})["pairs"])
+
+    def _report(self, averages: monitors.Averages, updates: int) -> dict[str, float]:
+        sums, counts = self.ranks.sums(averages.sums), self.ranks.sums(averages.counts)
+        out = {}
+        for name in sums:
+            per_update = name.startswith("loss/") or name == "update/rows"
+            out[name] = sums[name] / updates if per_update else sums[name] / max(counts[name], 1.0)
+        for part in self.ranks.gather(averages.maxima):
+            for name, number in part.items():
+                out[name] = max(out.get(name, 0.0), number)
+        return out
+
+
+def mini_batches(group_ids: Tensor, algorithm: Algorithm, seed: int) -> Iterator[Tensor]:
+    """The groups of each optimizer step, whole groups together, in an order that depends on the seed alone."""
+    groups = group_ids.unique()
+    for epoch in range(algorithm.epochs):
+        generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
+        shuffled = groups[torch.randperm(len(groups), generator=generator)]
+        yield from (part for part in shuffled.tensor_split(algorithm.minibatches) if len(part))
+
+
+def units_of(batch: Batch, rows: list[int]) -> list[list[int]]:
+    """Rows that a loss looks at together: the two of a pair, or each by itself."""
+    if batch.pairs is None:
+        return [[i] for i in rows]
+    kept = set(rows)
+    return [[a, b] for a, b in batch.pairs.tolist() if a in kept and b in kept]
