@@ -179,10 +179,11 @@ def _with_options(parts: tuple[Part, ...], options: dict[str, Any], where: str) 
         having = [catalog.name_of(p) for p, d in zip(parts, declared, strict=True) if key in d]
         if len(having) > 1:
             problems.append(f"{where}.{key}: {' and '.join(having)} both have it. List the parts, each with its name.")
+        elif not parts:
+            problems.append(f"{where}.{key}: there is no part to set it on. Name one: {{name: ..., {key}: ...}}.")
         elif not having:
-            known = [key for d in declared for key in d]
-            held = ", ".join(catalog.name_of(p) for p in parts) or "no part"
-            listing = f"Options: {', '.join(known)}." if known else "It takes no options; name a part first."
+            known, held = [k for d in declared for k in d], ", ".join(catalog.name_of(p) for p in parts)
+            listing = f"Options: {', '.join(known)}." if known else "It has no options."
             problems.append(f"{where}.{key} is not an option of {held}.{nearest(key, known)} {listing}")
     if problems:
         raise RecipeError(problems)

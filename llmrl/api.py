@@ -23,22 +23,22 @@ class Result:
     metrics: dict[str, Any]
 
 
-def train(recipe: str | Path, overrides: Sequence[str] | dict[str, Any] = (), *, scorers: Sequence[Callable] = (),
+def train(recipe_path: str | Path, overrides: Sequence[str] | dict[str, Any] = (), *, scorers: Sequence[Callable] = (),
           num_processes: int = 1) -> Result | None:
     """Run every stage of a recipe and return where it wrote.
 
-    recipe: a file, or a name below recipes/. overrides: 'key.sub=value' strings, or {'key.sub': value}. scorers: reward
+    recipe_path: a file, or a name below recipes/. overrides: 'key.sub=value' strings, or {'key.sub': value}. scorers: reward
     functions that replace the recipe's, TRL-style `(prompts, completions, **columns) -> list[float]` or native.
     num_processes: more than one starts them on this machine and returns None when they are done. Raises LlmrlError.
     """
     words = [f"{k}={json.dumps(v)}" for k, v in overrides.items()] if isinstance(overrides, dict) else list(overrides)
-    resolved = resolve(recipe, words)
+    resolved = resolve(recipe_path, words)
     if num_processes > 1 and "WORLD_SIZE" not in os.environ:
         from llmrl.training.launch import launch
 
         if scorers:
             raise LlmrlError("scorers given as functions do not reach other processes; name them module:function in the recipe.")
-        launch([str(recipe), *words], num_processes)
+        launch([str(recipe_path), *words], num_processes)
         return None
     from llmrl.training.session import run
 

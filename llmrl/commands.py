@@ -31,18 +31,16 @@ def _train(recipe: str, overrides: list[str], num_processes: int) -> None:
 def run_eval(arguments: Namespace, overrides: list[str]) -> None:
     from llmrl import api
 
-    for name, value in api.evaluate(arguments.target, benchmarks=arguments.benchmark, overrides=overrides).items():
-        print(f"{name}: {value}")
+    print(api.evaluate(arguments.target, benchmarks=arguments.benchmark, overrides=overrides))
 
 
 def run_check(arguments: Namespace, overrides: list[str]) -> None:
-    from llmrl.recipe import resolve, shown
+    from llmrl.recipe import resolve
 
     path = resolve(arguments.recipe, overrides).path
     from llmrl import api
 
-    api.check(recipe_path=path, overrides=overrides)
-    print(f"{shown(path)}: no problem found")
+    print(api.check(path, overrides=overrides))
 
 
 def run_show(arguments: Namespace, overrides: list[str]) -> None:

@@ -71,7 +71,7 @@ def _follow(value: Any, loc: tuple[int | str, ...]) -> tuple[Keys, Any]:
 
 
 def described(value: Any) -> str:
-    """"'ten' (a string)", "true", "nothing", "a list": a value as an error names it."""
+    """A value as an error names it: 'ten' (a string), true, nothing (null), a list, 1.5."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

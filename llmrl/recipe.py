@@ -163,25 +163,30 @@ def _stage_names(tree: Tree) -> list[str]:
 
 
 def _part_names(stage: Tree) -> list[str]:
-    """Names of a stage that no catalog table holds; nothing that they name is imported."""
-    rollout, data, algorithm = ({} if not isinstance(v := stage.values.get(s), dict) else v
-                                for s in ("rollout", "data", "algorithm"))
-    found = _name_problems(stage, ("rollout", "engine"), "engines", rollout.get("engine"))
-    if isinstance(data.get("source"), dict):
-        found += _name_problems(stage, ("data", "source"), "sources", data["source"])
+    """Problems with the names in a stage that the catalog has to hold; nothing that they name is imported."""
+    rollout, data, algorithm = (_mapping(stage.values.get(name)) for name in ("rollout", "data", "algorithm"))
+    named = [(("rollout", "engine"), "engines", rollout.get("engine")), *_scorers(stage.values, ())]
+    if isinstance(data.get("source"), dict):  # a plain string may be a file or a hub id
+        named.append((("data", "source"), "sources", data["source"]))
     if "name" in algorithm:
-        found += _name_problems(stage, ("algorithm", "name"), "algorithms", algorithm["name"])
-    lists = [(("scorers",), stage.values.get("scorers"))]
-    for name, evaluation in items_of(stage.values.get("evaluation")):
-        if isinstance(evaluation, dict):
-            keys = ("evaluation", name)
-            lists.append(((*keys, "scorers"), evaluation.get("scorers")))
-            found += _name_problems(stage, (*keys, "benchmark"), "benchmarks", evaluation.get("benchmark"))
-            if evaluation.get("benchmark") is None and evaluation.get("data") is None:
-                place, key = _at(stage, keys)
-                found.append(f"{place}: {key}: found neither benchmark nor data, expected one of them.")
-    return found + [p for at, items in lists for key, item in items_of(items)
-                    for p in _name_problems(stage, (*at, key), "scorers", item)]
+        named.append((("algorithm", "name"), "algorithms", algorithm["name"]))
+    found = []
+    for name, evaluation in _mapping(stage.values.get("evaluation")).items():
+        keys, values = ("evaluation", name), _mapping(evaluation)
+        named += [((*keys, "benchmark"), "benchmarks", values.get("benchmark")), *_scorers(values, keys)]
+        if values.get("benchmark") is None and values.get("data") is None:
+            place, key = _at(stage, keys)
+            found.append(f"{place}: {key}: found neither benchmark nor data, expected one of them.")
+    return [p for keys, kind, value in named for p in _name_problems(stage, keys, kind, value)] + found
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _scorers(values: dict[str, Any], above: Keys) -> list[tuple[Keys, str, Any]]:
+    scorers = values.get("scorers")
+    return [((*above, "scorers", k), "scorers", v) for k, v in items_of(scorers if isinstance(scorers, list) else [])]
 
 
 def _name_problems(tree: Tree, keys: Keys, kind: str, value: Any) -> list[str]:

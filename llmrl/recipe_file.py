@@ -70,7 +70,8 @@ class _Reader:
             raise RecipeError(f"{self.file}: expands to more than {MAX_VALUES} values. Use fewer aliases (*name).")
         kind = node.tag.removeprefix(TAG)
         if kind not in (*SCALARS, "map", "seq"):
-            raise RecipeError(f"{self.place(node)}: found the tag {node.tag.replace(TAG, '!!')}, expected a plain value.")
+            tag = node.tag.replace(TAG, "!!")
+            raise RecipeError(f"{self.place(node)}: found the tag {tag}, expected a plain value.")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
@@ -148,11 +149,13 @@ def read(path: Path, shared: Path, problems: list[str], chain: tuple[Path, ...] 
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"
         raise RecipeError(f"{file}:1: found {found}, expected a mapping of sections: model, data, algorithm, ...")
-    bases = values.pop("base", [])
+    bases, mark = values.pop("base", []), marks.get(("base",))
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise RecipeError(f"{mark.place}: base: expected a file or a list of files.")
     result = Tree()
-    for base in [bases] if isinstance(bases, str) else bases or []:
-        mark = marks[("base",)]
-        places = [folder / str(base) for folder in (path.parent, shared)]
+    for base in bases:
+        places = [folder / base for folder in (path.parent, shared)]
         found = next((p for p in places if p.is_file()), None)
         if found is None:
             raise RecipeError(f"{mark.place}: base {base!r} is not a file. Sought: {', '.join(map(shown, places))}.")

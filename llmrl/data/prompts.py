@@ -96,9 +96,8 @@ def load(data: Data, tokenizer: Any, *, seed: int) -> PromptSet:
     if not prompts or 2 * len(reasons) > len(rows):
         first = "".join(f"\n  {reason}" for reason in reasons[:3])
         raise DataError(
-            f"{data.source}: {report} (data.max_prompt_tokens is {data.max_prompt_tokens}; the longest refused "
-            f"has {max(too_long, default=0)}). At least half of the "
-            f"rows have to be usable and one prompt has to be left.{first}"
+            f"{data.source}: {report} (data.max_prompt_tokens is {data.max_prompt_tokens}; the longest refused has "
+            f"{max(too_long, default=0)}). At least half of the rows have to be usable, and one prompt left.{first}"
         )
     return PromptSet(prompts, report, data.shuffle)
 

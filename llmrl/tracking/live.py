@@ -50,12 +50,12 @@ class Live:
         for name, result in measurements(row).items():
             first, _ = self.results.get(name, (result, result))
             self.results = {**self.results, name: (first, result)}
-        if any(not key.startswith("eval/") and "/" in key for key in row):
+        new = {key: [*self.history.get(key, []), row[key]] for key in SHOWN if row.get(key) is not None}
+        if new:
             now = time.monotonic()
             self.seconds, self.stepped = [*self.seconds[-19:], now - self.stepped], now
-            new = {key: [*self.history.get(key, []), row[key]] for key in SHOWN if row.get(key) is not None}
             self.history = {**self.history, **new}  # a new object: the drawing thread may be reading the old one
-            self.row = row
+        self.row = row if new else {**self.row, **row}  # a measurement adds to the step that it came after
         self.sample = sample or self.sample
 
     def message(self, text: str) -> None:
@@ -67,7 +67,7 @@ class Live:
     def render(self) -> RenderableType:
         """The panel as it stands now."""
         parts: list[RenderableType] = [self._progress()]
-        parts += [Text(), _numbers(self.history)] if self.history else []
+        parts += [Text(), _numbers(self.history, min(24, (self.live.console.width - 54) // 2))] if self.history else []
         parts += [Text(), _results(self.results)] if self.results else []
         times = {part: self.row.get(f"time/{part}") or 0.0 for part in PARTS}
         parts += [Text(), *_times(times)] if any(times.values()) else []
@@ -97,17 +97,22 @@ class Live:
         grid.add_column(no_wrap=True)
         elapsed = duration(time.monotonic() - self.started)
         times = Text.assemble((elapsed, "bold"), ("  left in stage ", "dim"), (left, "bold"))
-        grid.add_row(f"{done:,} / {total:,}", ProgressBar(total=max(total, 1), completed=done), times)
+        grid.add_row(
+            f"{done:,} / {total:,}", ProgressBar(total=max(total, 1), completed=done, complete_style="cyan"), times
+        )
         return grid
 
 
-def _numbers(history: dict[str, list[float]]) -> Table:
+def _numbers(history: dict[str, list[float]], width: int) -> Table:
     grid = Table.grid(padding=(0, 2), expand=True)
     for _ in range(2):
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(justify="right", no_wrap=True, min_width=8)
-        grid.add_column(style="blue", no_wrap=True, ratio=1)
-    cells = [(SHOWN[key], Text(number(values[-1]), "bold"), sparkline(values, 24)) for key, values in history.items()]
+        grid.add_column(style="cyan", no_wrap=True, ratio=1)
+    cells = []
+    for key, values in history.items():
+        label, show = SHOWN[key]
+        cells.append((label, Text(show(values[-1]), "bold"), sparkline(values, width)))
     for left, right in zip(cells[::2], [*cells[1::2], ("", "", "")], strict=False):
         grid.add_row(*left, *right)
     return grid
@@ -116,9 +121,9 @@ def _numbers(history: dict[str, list[float]]) -> Table:
 def _results(results: dict[str, tuple[str, str]]) -> Table:
     grid = Table.grid(padding=(0, 2))
     for name, (first, last) in results.items():
-        change = Text(first.removeprefix("accuracy "), "dim")
+        change = Text().append(first.removeprefix("accuracy "), "dim")
         if last != first:
-            change.append("  →  ").append(last.removeprefix("accuracy "), "bold green")
+            change.append("  →  ").append(last.removeprefix("accuracy "), "bold")
         grid.add_row(Text(plain_text(name), "dim"), change)
     return grid
 
@@ -132,6 +137,6 @@ def _times(times: dict[str, float]) -> list[RenderableType]:
         if seconds > 0:
             bar.add_column(ratio=max(1, round(1000 * seconds / total)))
             cells.append(ProgressBar(total=1, completed=1, complete_style=PARTS[part], finished_style=PARTS[part]))
-            legend.append("■ ", PARTS[part]).append(f"{part} ", "dim").append(f"{number(seconds)} s   ")
+            legend.append("■\u00a0", PARTS[part]).append(f"{part}\u00a0", "dim").append(f"{number(seconds)}\u00a0s   ")
     bar.add_row(*cells)
     return [bar, legend]

@@ -47,7 +47,8 @@ color:var(--card);border-radius:8px;padding:7px 10px;font-size:12.5px;line-heigh
 box-shadow:0 4px 18px #0003}.tip b{font-weight:650}.case{margin-top:18px;padding-top:18px;
 border-top:1px solid var(--rule)}.asked{display:flex;gap:12px;align-items:start}.asked .badge{flex:none;
 margin-top:1px}svg.intervals{max-width:460px}.browser>.note{margin-bottom:4px}.prompt{white-space:pre-wrap;
-overflow-wrap:anywhere;max-height:11em;overflow:auto;font-weight:550;margin-bottom:8px}.pair{display:grid;
+overflow-wrap:anywhere;max-height:11em;overflow:auto;font-weight:500;border-left:3px solid var(--rule);
+padding-left:12px;margin-bottom:8px}.pair{display:grid;
 grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:16px;margin-top:10px}.pair>*{min-width:0}
 .rollout{background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:14px 16px}.facts{display:flex;
 flex-wrap:wrap;gap:4px 14px;font-size:13px;color:var(--soft);align-items:center}.facts b{color:var(--ink)}.badge{
@@ -57,8 +58,8 @@ color:var(--bad)}pre,code{font:13px/1.55 ui-monospace,SFMono-Regular,Menlo,Conso
 white-space:pre-wrap;overflow-wrap:anywhere;margin:10px 0 0;max-height:24em;overflow:auto}.thought{color:var(--soft)}
 table{border-collapse:collapse;width:100%;font-size:13px;margin-top:10px}th,td{border-top:1px solid var(--rule);
 padding:6px 12px 6px 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}.rollout table{
-border-top:1px solid var(--rule)}.card>table{margin-top:-6px}th{font-weight:600;white-space:nowrap}td code{
-font-size:12px;color:var(--soft)}.slider{display:flex;gap:14px;align-items:center;position:sticky;top:0;
+border-top:1px solid var(--rule)}.card>table{margin-top:-6px}th{font-weight:600;min-width:6.5em;max-width:16em}
+td code{font-size:12px;color:var(--soft)}.slider{display:flex;gap:14px;align-items:center;position:sticky;top:0;
 background:var(--bg);padding:10px 0;z-index:1;font-size:13px}.slider[hidden],.frame[hidden]{display:none}
 .slider input{flex:1;max-width:420px;accent-color:var(--c0)}details{margin-top:14px}summary{cursor:pointer;
 font-weight:600}.card>pre:first-child{margin-top:0}pre .key{color:var(--c0)}pre .remark{color:var(--soft)}

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Literal, Protocol, TextIO
 
 from llmrl.tracking.text import number, percent, plain_text
 
 Row = dict[str, Any]
 
-SHOWN: dict[str, str] = {  # in this order, where a row has them
-    "reward/mean": "reward",
-    "loss/total": "loss",
-    "policy/entropy": "entropy",
-    "rollout/length": "length",
-    "rollout/truncated": "truncated",
-    "rollout/no_spread": "no spread",
-    "rollout/logprob_gap_mean": "log-prob gap",
-    "gradient/norm": "gradient",
+SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {  # in this order, where a row has them
+    "reward/mean": ("reward", number),
+    "loss/total": ("loss", number),
+    "policy/entropy": ("entropy", number),
+    "rollout/length": ("length", number),
+    "rollout/truncated": ("truncated", percent),
+    "rollout/no_spread": ("no spread", percent),
+    "rollout/logprob_gap_mean": ("log-prob gap", number),
+    "gradient/norm": ("gradient", number),
 }
 
 
@@ -82,7 +83,7 @@ class Plain:
         head = f"{self.name} {step:>{len(str(total))}}/{total}"
         for name, result in measurements(row).items():
             self.message(f"{head}  {name}: {result}")
-        values = [f"{label} {number(row[key])}" for key, label in SHOWN.items() if row.get(key) is not None]
+        values = [f"{label} {show(row[key])}" for key, (label, show) in SHOWN.items() if row.get(key) is not None]
         due = step in (1, total) or step % max(1, total // 20) == 0 or time.monotonic() - self.printed >= 10
         if values and due:
             seconds = row.get("time/step")

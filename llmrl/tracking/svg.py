@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from llmrl.tracking.text import number, percent
+from llmrl.tracking.text import number, percent, plain_text
 
 WIDTH, HEIGHT = 370, 206
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 28, 34
@@ -223,7 +223,15 @@ def _sides(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     return [p.low for p in points], [p.high for p in points]
 
 
-def _chart(series, stages, axis: Axis, drawn: list[str], heights: list[dict], label: str, share: bool) -> Chart:
+def _chart(
+    series: Sequence[Series],
+    stages: Sequence[Stage],
+    axis: Axis,
+    drawn: list[str],
+    heights: list[dict[tuple[int, int], float]],
+    label: str,
+    share: bool,
+) -> Chart:
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="chart" role="img" aria-label="{escape(label)}">'
     svg += (
         _frame(stages, axis, label, share)
@@ -298,5 +306,6 @@ def _tick(value: float, share: bool, log: bool) -> str:
     return f"{value / 1000:.3g}k" if abs(value) >= 9999 else f"{value:.3g}" if abs(value) < 999 else f"{value:,.0f}"
 
 
-def _short(text: str, length: int) -> str:
+def _short(name: str, length: int) -> str:
+    text = plain_text(name)
     return text if len(text) <= length else text[: max(length - 1, 1)] + "…"

@@ -11,7 +11,7 @@ ESCAPES = re.compile(
     r"|\x1b[ -/]*[0-~]?"  # every other escape
 )
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-BLOCKS = "▁▂▃▄▅▆▇█"
+BLOCKS = "▁▂▃▄▅▆▇"  # a full block would run into the line above
 
 
 def plain_text(text: str) -> str:
@@ -59,8 +59,8 @@ def duration(seconds: float) -> str:
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """Bars of eight heights for means over equal parts of `values`; at most `width` characters."""
-    num = min(width, len(values))
+    """Bars of seven heights for means over equal parts of `values`; at most `width` characters."""
+    num = min(max(width, 1), len(values))
     edges = [i * len(values) // num for i in range(num + 1)] if num else []
     means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
     low, high = min(means, default=0.0), max(means, default=0.0)

@@ -299,6 +299,14 @@ def test_malformed_answers_are_refused(change, said):
         _rollout("p1", SimpleNamespace(**good | change), STOP_IDS, 3)
 
 
+def test_what_vllm_cannot_start_says_the_next_move(tmp_path):
+    context = Context(Policy(None, str(tmp_path)), range(128), STOP_IDS, 320, 32)
+    with pytest.raises(RolloutError, match="(?s)could not start with .*use rollout.engine: transformers"):
+        VllmEngine(context)
+    with pytest.raises(RolloutError, match="tensor_parallel is 2, but 1 processes"):
+        VllmEngine(context, tensor_parallel=2)
+
+
 TWO_RANKS = """
 import os, sys, pathlib, torch, torch.distributed as dist
 from tests.integration.test_vllm import *
@@ -327,12 +335,11 @@ print("rank", rank, "fine")
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
 def test_two_ranks(tmp_path, tensor_parallel):
     (tmp_path / "ranks.py").write_text(TWO_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = ["timeout", "120", sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*command, str(tmp_path / "ranks.py"), str(tmp_path), str(tensor_parallel)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0 and done.stdout.count("fine") == 2, done.stderr[-3000:]
