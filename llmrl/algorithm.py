@@ -240,6 +240,8 @@ def _unreadable(algorithm: Algorithm, stage: str, name: str) -> str:
         return f"which is not in the vocabulary of llmrl/batch.py.{nearest(name, VOCABULARY)}"
     if "current" in made_by and stage in BEFORE_UPDATE:
         return f"which exists during the update only.{nearest(f'old_{base_name(name)}', VOCABULARY)}"
+    if stage == "select" and made_by & {"old", "ref"}:
+        return "which the trainer's passes make after the selection, on the rows that are kept."
     if "advantage" in made_by and algorithm.advantage is None:
         return "but there is no advantage stage. Set algorithm.advantage, such as grpo."
     return ""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmrl.errors import CheckpointError, LlmrlError
-from llmrl.recipe import Recipe, resolve
+from llmrl.errors import LlmrlError
+from llmrl.quiet import quiet_libraries
+from llmrl.recipe import resolve
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,31 @@ class Result:
     metrics: dict[str, Any]
 
 
-def train(recipe_path: str | Path, overrides: Sequence[str] | dict[str, Any] = (), *, scorers: Sequence[Callable] = (),
-          num_processes: int = 1) -> Result | None:
+def train(
+    recipe: str | Path,
+    overrides: Sequence[str] | dict[str, Any] = (),
+    *,
+    scorers: Sequence[Callable] = (),
+    num_processes: int = 1,
+) -> Result | None:
     """Run every stage of a recipe and return where it wrote.
 
-    recipe_path: a file, or a name below recipes/. overrides: 'key.sub=value' strings, or {'key.sub': value}. scorers: reward
+    recipe: a file, or a name below recipes/. overrides: 'key.sub=value' strings, or {'key.sub': value}. scorers: reward
     functions that replace the recipe's, TRL-style `(prompts, completions, **columns) -> list[float]` or native.
     num_processes: more than one starts them on this machine and returns None when they are done. Raises LlmrlError.
     """
     words = [f"{k}={json.dumps(v)}" for k, v in overrides.items()] if isinstance(overrides, dict) else list(overrides)
-    resolved = resolve(recipe_path, words)
+    resolved = resolve(recipe, words)
     if num_processes > 1 and "WORLD_SIZE" not in os.environ:
         from llmrl.training.launch import launch
 
         if scorers:
-            raise LlmrlError("scorers given as functions do not reach other processes; name them module:function in the recipe.")
-        launch([str(recipe_path), *words], num_processes)
+            raise LlmrlError(
+                "scorers given as functions do not reach other processes; name them module:function in the recipe."
+            )
+        launch([str(recipe), *words], num_processes)
         return None
+    quiet_libraries()
     from llmrl.training.session import run
 
     return run(resolved, list(scorers))
@@ -47,6 +55,7 @@ def train(recipe_path: str | Path, overrides: Sequence[str] | dict[str, Any] = (
 
 def check(recipe: str | Path, overrides: Sequence[str] = ()) -> str:
     """A report of what a recipe would do, from its data, template and scorers; nothing is trained. Raises LlmrlError."""
+    quiet_libraries()
     from llmrl.training.preview import preview
 
     return preview(resolve(recipe, list(overrides)))
@@ -54,6 +63,7 @@ def check(recipe: str | Path, overrides: Sequence[str] = ()) -> str:
 
 def evaluate(model: str, benchmarks: Sequence[str] = (), overrides: Sequence[str] = ()) -> str:
     """Measure a model folder, a hub id or a run's last model on benchmarks; returns the printed table."""
+    quiet_libraries()
     from llmrl.training.evaluate import evaluate_model
 
     return evaluate_model(model, list(benchmarks), list(overrides))

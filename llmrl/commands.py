@@ -25,7 +25,7 @@ def _train(recipe: str, overrides: list[str], num_processes: int) -> None:
     path = resolve(recipe, overrides).path
     from llmrl import api
 
-    api.train(recipe_path=path, overrides=overrides, num_processes=num_processes)
+    api.train(recipe=path, overrides=overrides, num_processes=num_processes)
 
 
 def run_eval(arguments: Namespace, overrides: list[str]) -> None:

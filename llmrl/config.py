@@ -43,7 +43,9 @@ class Model(Section):
 class Data(Section):
     """Where prompts, demonstrations or pairs come from, and how a row becomes a prompt."""
 
-    source: Named = Field(description="hub id, local .jsonl/.json/.csv/.parquet file, catalog source, or module:attribute")
+    source: Named = Field(
+        description="hub id, local .jsonl/.json/.csv/.parquet file, catalog source, or module:attribute"
+    )
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
@@ -66,7 +68,9 @@ class Rollout(Section):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
-    sync: Literal["every_step", "never"] = Field("every_step", description="never: sample from the stage's first weights")
+    sync: Literal["every_step", "never"] = Field(
+        "every_step", description="never: sample from the stage's first weights"
+    )
 
 
 class Scoring(Section):
@@ -88,13 +92,20 @@ class Training(Section):
     weight_decay: float = 0.0
     betas: list[float] = [0.9, 0.95]
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    tokens_per_micro_batch: Positive = Field(8192, description="tokens forwarded at once; the result does not depend on it")
-    shared_prompt: Literal["auto", "off"] = Field("auto", description="forward a group's prompt once where that is exact")
+    tokens_per_micro_batch: Positive = Field(
+        8192, description="tokens forwarded at once; the result does not depend on it"
+    )
+    shared_prompt: Literal["auto", "off"] = Field(
+        "auto", description="forward a group's prompt once where that is exact"
+    )
     gradient_checkpointing: bool = False
     max_logprob_gap: Annotated[float, Field(gt=0)] = Field(
-        0.5, description="stop when the engine's and the trainer's log-probabilities differ by more than this in the mean"
+        0.5,
+        description="stop when the engine's and the trainer's log-probabilities differ by more than this in the mean",
     )
-    save_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints; 0: only at the end of a stage")
+    save_every: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps between checkpoints; 0: only at the end of a stage"
+    )
     keep_checkpoints: Positive = 2
 
 
@@ -104,7 +115,9 @@ class Evaluation(Section):
     benchmark: str | None = None
     data: Data | None = None
     scorers: list[Named] = []
-    every: Annotated[int, Field(ge=0)] = Field(0, description="steps between measurements; 0: before and after the stage")
+    every: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps between measurements; 0: before and after the stage"
+    )
     at_start: bool = True
     limit: Positive | None = None
     num_samples: Positive = 1

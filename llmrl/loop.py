@@ -14,9 +14,9 @@ import torch
 
 from llmrl.batch import Batch
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.observe import Collected
 from llmrl.run import StageRun
 from llmrl.scoring import score, usable
-from llmrl.observe import Collected
 from llmrl.training.assemble import assemble, pairs_of
 from llmrl.training.credit import assign_credit, needs_passes, reward, selected
 from llmrl.training.passes import run_pass
@@ -60,7 +60,9 @@ class Loop:
             assign_credit(batch, stage.algorithm, self.ranks)
         with clock("update"):
             rate = learning_rate(stage.config.training, number, stage.steps)
-            stats = stage.updater.update(batch, stage.algorithm, learning_rate=rate, seed=self.seed_of("update", number))
+            stats = stage.updater.update(
+                batch, stage.algorithm, learning_rate=rate, seed=self.seed_of("update", number)
+            )
         with clock("sync"):
             if stage.config.rollout.sync == "every_step":
                 stage.version += 1
@@ -77,7 +79,9 @@ class Loop:
             mine = stage.render(stage.algorithm.condition.refine(stage.memory, mine, self.seed_of("condition", number)))
         seeds = [self.seed_of("rollout", number, i) for i in share]
         rollouts = stage.engine.generate(mine, stage.sampling, config.group_size, seeds)
-        return [Group(p, tuple(stage.decoded(r) for r in rs)) for p, rs in zip(mine, rollouts, strict=True)], share[0]
+        return [Group(p, tuple(stage.decoded(r) for r in rs)) for p, rs in zip(mine, rollouts, strict=True)], share[
+            0
+        ] if share else 0
 
     def assemble(self, groups: list[Group], first: int) -> tuple[Batch, list[tuple[int, int]]]:
         """Rows under the context they are trained under, rewarded and selected; (group, rollout) of each row."""
@@ -88,8 +92,12 @@ class Loop:
             before = sum(map(len, everyone[: self.ranks.rank]))
             conditioned, stage.memory = algorithm.condition.apply(stage.memory, [g for part in everyone for g in part])
             training = conditioned[before : before + len(groups)]
-        places = [(g, i) for g, group in enumerate(groups) for i in range(len(group.rollouts))
-                  if training[g][i] is not None and (not group.scores or usable(group.scores[i]))]
+        places = [
+            (g, i)
+            for g, group in enumerate(groups)
+            for i in range(len(group.rollouts))
+            if training[g][i] is not None and (not group.scores or usable(group.scores[i]))
+        ]
         contexts = stage.render([training[g][i] for g, i in places])
         batch = assemble(groups, places, contexts, first, stage.scorers, stage.sampling.temperature)
         if stage.paired:
@@ -105,7 +113,9 @@ class Loop:
         stage, policy = self.stage, self.stage.updater.policy
         budget = stage.config.training.tokens_per_micro_batch
         if "old" in stage.plan:
-            got = run_pass(policy, batch, budget, entropy="old_entropy" in stage.wants, values="old_values" in stage.wants)
+            got = run_pass(
+                policy, batch, budget, entropy="old_entropy" in stage.wants, values="old_values" in stage.wants
+            )
             batch.arrays |= {f"old_{name}": array for name, array in got.items()}
         if "ref" in stage.plan:
             got = run_pass(stage.reference or policy, batch, budget, reference=stage.reference is None)

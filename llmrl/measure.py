@@ -33,8 +33,15 @@ def sampled(loop: Loop, what: Measurement) -> evaluation.Evaluation:
         prompts = [p.conditioned(config.feedback) for p in prompts]
     elif stage.algorithm.condition is not None:
         prompts = stage.algorithm.condition.refine(stage.memory, prompts, loop.seed_of("evaluate"))
-    return evaluation.evaluate(stage.evaluator, stage.render(prompts), what.scorers, what.sampling,
-                               num_samples=config.num_samples, seed=loop.seed_of("evaluate"), decode=stage.decode)
+    return evaluation.evaluate(
+        stage.evaluator,
+        stage.render(prompts),
+        what.scorers,
+        what.sampling,
+        num_samples=what.num_samples,
+        seed=loop.seed_of("evaluate"),
+        decode=stage.decode,
+    )
 
 
 def stored(loop: Loop, what: Measurement) -> dict[str, float]:

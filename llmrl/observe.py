@@ -84,12 +84,15 @@ def records(step: Collected) -> list[dict[str, Any]]:
     for g, group in enumerate(step.groups):
         for i, rollout in enumerate(group.rollouts):
             row = row_of.get((g, i))
-            out.append(record(group.prompt, rollout, group.scores[i] if group.scores else {}) | {
-                "group": g,
-                "logprobs": rollout.logprobs,
-                "version": rollout.version,
-                "kept": row is not None,
-                "reward": None if row is None or rewards is None else float(rewards[row]),
-                "advantage": None if row is None or credit is None else float(credit[row, 0]),
-            })
+            out.append(
+                record(group.prompt, rollout, group.scores[i] if group.scores else {})
+                | {
+                    "group": g,
+                    "logprobs": rollout.logprobs,
+                    "version": rollout.version,
+                    "kept": row is not None,
+                    "reward": None if row is None or rewards is None else float(rewards[row]),
+                    "advantage": None if row is None or credit is None else float(credit[row, 0]),
+                }
+            )
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from llmrl.problems import explain, section_at, unknown_key
 from llmrl.recipe_file import Dumper, parse_overrides, read, shown
 from llmrl.recipe_tree import Keys, Tree, items_of, overlay
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+CHECKOUT = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = CHECKOUT if CHECKOUT.is_dir() else Path(sys.prefix) / "share" / "llmrl" / "recipes"
 SECTIONS = tuple(name for name in Stage.model_fields if name != "name")  # what a stage can lay over the recipe
 
 

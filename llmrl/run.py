@@ -35,6 +35,7 @@ class Measurement:
     prompts: PromptSet
     scorers: list[Scorer]
     sampling: Sampling
+    num_samples: int
 
 
 @dataclass
@@ -72,9 +73,9 @@ class StageRun:
         return any(name != base_name(name) for name in required(self.algorithm))
 
     def render(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts with their tokens; those under a new condition are rendered."""
-        tokenizer = self.updater.policy.tokenizer
-        return [p if p.ids else replace(p, ids=tuple(render(p, tokenizer))) for p in prompts]
+        """The prompts with their tokens; those under a new condition are rendered, the condition cut until they fit."""
+        tokenizer, limit = self.updater.policy.tokenizer, self.engine.context.max_prompt_tokens
+        return [p if p.ids else fitted(p, tokenizer, limit) for p in prompts]
 
     def decoded(self, rollout: Rollout) -> Rollout:
         """The rollout with its text, which engines leave empty."""
@@ -95,12 +96,27 @@ def first_policy(recipe: Recipe, folder: Path, trained: str | None = None) -> Po
     """The policy a run starts from, with a value head if any stage asks for values."""
     values = any("values" in sources(required(build_algorithm(stage))) for stage in recipe.stages)
     training = recipe.stages[0].training
-    return load_policy(recipe.run.model, folder, seed=recipe.run.seed, values=values, trained=trained,
-                       shared=training.shared_prompt == "auto", checkpointing=training.gradient_checkpointing)
+    return load_policy(
+        recipe.run.model,
+        folder,
+        seed=recipe.run.seed,
+        values=values,
+        trained=trained,
+        shared=training.shared_prompt == "auto",
+        checkpointing=training.gradient_checkpointing,
+    )
 
 
-def build_stage(recipe: Recipe, index: int, policy: Policy, ranks: Ranks, folder: Path, trained: str | None,
-                memory: Any = None, functions: Sequence[Callable] = ()) -> StageRun:
+def build_stage(
+    recipe: Recipe,
+    index: int,
+    policy: Policy,
+    ranks: Ranks,
+    folder: Path,
+    trained: str | None,
+    memory: Any = None,
+    functions: Sequence[Callable] = (),
+) -> StageRun:
     """Load what stage `index` needs.
 
     trained: the export of the stage before, this stage's starting point; None: the model. memory: the condition part's
@@ -108,7 +124,7 @@ def build_stage(recipe: Recipe, index: int, policy: Policy, ranks: Ranks, folder
     """
     config, seed = recipe.stages[index], recipe.run.seed
     algorithm = build_algorithm(config)
-    prompts = load(config.data, policy.tokenizer, seed=seed)
+    prompts = load(config.data, policy.tokenizer, seed=seed, answers=replays(config.rollout.engine))
 
     def frozen_copy() -> Policy:
         copy = load_policy(recipe.run.model, folder, seed=seed, trained=trained, shared=policy.shared)
@@ -116,7 +132,9 @@ def build_stage(recipe: Recipe, index: int, policy: Policy, ranks: Ranks, folder
         return copy
 
     source = frozen_copy() if config.rollout.sync == "never" else policy
-    measurements = {name: measurement(e, config, policy, seed) for name, e in config.evaluation.items()}
+    measurements = {
+        name: measurement(e, config.rollout.max_tokens, policy.tokenizer, seed) for name, e in config.evaluation.items()
+    }
     limits = (
         max([config.data.max_prompt_tokens, *(m.prompts.report.longest for m in measurements.values())]),
         max([config.rollout.max_tokens, *(m.sampling.max_tokens for m in measurements.values())]),
@@ -124,11 +142,13 @@ def build_stage(recipe: Recipe, index: int, policy: Policy, ranks: Ranks, folder
     engine = make_engine(config.rollout.engine, source, limits)
     evaluator = None
     if any(m.scorers for m in measurements.values()):
-        usable = source is policy and not getattr(engine, "replays", False)
-        evaluator = engine if usable else make_engine("transformers", policy, limits)
+        own = source is policy and not replays(config.rollout.engine)
+        evaluator = engine if own else make_engine("transformers", policy, limits)
     needs_reference = any(p.name == "ref" for p in passes(algorithm)) and not policy.has_adapters
     training, rollout = config.training, config.rollout
-    settings = Settings(training.tokens_per_micro_batch, rollout.max_tokens, training.max_grad_norm, training.max_logprob_gap)
+    settings = Settings(
+        training.tokens_per_micro_batch, rollout.max_tokens, training.max_grad_norm, training.max_logprob_gap
+    )
     return StageRun(
         config=config,
         index=index,
@@ -146,6 +166,18 @@ def build_stage(recipe: Recipe, index: int, policy: Policy, ranks: Ranks, folder
     )
 
 
+def replays(named: Named) -> bool:
+    """Whether an engine hands out stored answers instead of sampling."""
+    return getattr(catalog.get("engines", catalog.split_named(named)[0]), "replays", False)
+
+
+def fitted(prompt: Prompt, tokenizer: Any, limit: int) -> Prompt:
+    """The prompt with its tokens, at most `limit`: of a longer one the feedback is halved, never the question."""
+    while len(ids := tuple(render(prompt, tokenizer))) > limit and prompt.feedback:
+        prompt = prompt.conditioned(prompt.feedback[: len(prompt.feedback) // 2])
+    return replace(prompt, ids=ids)
+
+
 def make_engine(named: Named, policy: Policy, limits: tuple[int, int]) -> Engine:
     """The engine that a recipe names, for prompts and answers of at most `limits` tokens."""
     name, options = catalog.split_named(named)
@@ -157,22 +189,21 @@ def make_engine(named: Named, policy: Policy, limits: tuple[int, int]) -> Engine
     return part(Context(policy, policy.tokenizer, stops, *limits, policy.precision), **options)
 
 
-def measurement(config: Evaluation, stage: StageConfig, policy: Policy, seed: int) -> Measurement:
-    """Load an evaluation's prompts. A benchmark brings its data, scorers and sampling; the recipe's own keys win."""
-    data, scorers = config.data, list(config.scorers)
-    sampling = Sampling(config.max_tokens or stage.rollout.max_tokens, config.temperature, config.top_p)
+def measurement(config: Evaluation, max_tokens: int, tokenizer: Any, seed: int) -> Measurement:
+    """Load an evaluation's prompts. A benchmark brings its data, scorers and sampling; keys that are set win over it."""
+    data, scorers, num_samples = config.data, list(config.scorers), config.num_samples
+    sampling = Sampling(config.max_tokens or max_tokens, config.temperature, config.top_p)
     if config.benchmark is not None:
-        name, options = catalog.split_named(config.benchmark)
-        benchmark = catalog.get("benchmarks", name)(**options)
+        benchmark = catalog.get("benchmarks", config.benchmark)()
         data = data or Data.model_validate(benchmark.data)
         scorers = scorers or list(benchmark.scorers)
-        sampling = benchmark.sampling if config.max_tokens is None else replace(benchmark.sampling, max_tokens=config.max_tokens)
-    if data is None:
-        raise RecipeError("evaluation: neither benchmark nor data is given; one of them is needed.")
-    if config.limit is not None:
-        data = data.model_copy(update={"limit": config.limit})
-    prompts = load(data.model_copy(update={"shuffle": False}), policy.tokenizer, seed=seed)
-    return Measurement(config, prompts, make_scorers(scorers), sampling)
+        given = {k: getattr(config, k) for k in ("temperature", "top_p", "max_tokens") if k in config.model_fields_set}
+        sampling = replace(benchmark.sampling, **given)
+        if "num_samples" not in config.model_fields_set:
+            num_samples = benchmark.num_samples
+    limited = {"shuffle": False} | ({"limit": config.limit} if config.limit else {})
+    prompts = load(data.model_copy(update=limited), tokenizer, seed=seed)
+    return Measurement(config, prompts, make_scorers(scorers), sampling, num_samples)
 
 
 def make_optimizer(policy: Policy, training: Training) -> torch.optim.Optimizer:

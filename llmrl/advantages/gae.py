@@ -9,8 +9,15 @@ from llmrl.ops.masked import whiten as whitened
 from llmrl.ops.returns import generalised_advantages
 
 
-def gae(token_rewards: Tensor, old_values: Tensor, loss_mask: Tensor, *, gamma: float = 1.0, gae_lambda: float = 0.95,
-        whiten: bool = True) -> Credit:
+def gae(
+    token_rewards: Tensor,
+    old_values: Tensor,
+    loss_mask: Tensor,
+    *,
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+    whiten: bool = True,
+) -> Credit:
     """Generalised advantage estimation (arXiv:1506.02438); returns = advantages + old_values, before whitening.
 
     [B,T] each. whiten: standardise the advantages over all counted tokens of the global batch.

@@ -10,8 +10,9 @@ from llmrl.objectives.policy import clipped_surrogate
 from llmrl.regularizers.kl import kl_k3
 
 
-def grpo(*, clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.0, epochs: int = 1,
-         minibatches: int = 1) -> Algorithm:
+def grpo(
+    *, clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.0, epochs: int = 1, minibatches: int = 1
+) -> Algorithm:
     """Rewards standardised within each prompt's group, no critic (arXiv:2402.03300).
 
     kl_coef: the paper's 0.04 adds its k3 penalty and with it a reference policy; most runs today leave it at 0.

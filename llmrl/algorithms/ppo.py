@@ -12,9 +12,18 @@ from llmrl.objectives.policy import clipped_surrogate
 from llmrl.objectives.value import value
 
 
-def ppo(*, clip_low: float = 0.2, clip_high: float = 0.2, value_coef: float = 0.1, value_clip: float | None = 0.2,
-        gamma: float = 1.0, gae_lambda: float = 0.95, kl_coef: float = 0.05, epochs: int = 2,
-        minibatches: int = 2) -> Algorithm:
+def ppo(
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    value_coef: float = 0.1,
+    value_clip: float | None = 0.2,
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+    kl_coef: float = 0.05,
+    epochs: int = 2,
+    minibatches: int = 2,
+) -> Algorithm:
     """Clipped surrogate and a clipped value loss, KL to the reference in the reward (arXiv:1707.06347, arXiv:2203.02155).
 
     The critic is a scalar head on the policy's own trunk. kl_coef 0 needs no reference policy.

@@ -62,7 +62,7 @@ def _convert(row: Row, data: Data) -> Prompt:
         messages=None if isinstance(context, str) else context,
         text=context if isinstance(context, str) else None,
         reference=None if reference is None else row[reference],
-        columns={key: value for key, value in row.items() if key not in used and key != reference},
+        columns={key: value for key, value in row.items() if key not in used},
         completions=completions,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from llmrl.config import Data
 from llmrl.data.formats import to_prompt
 from llmrl.data.read import read_rows
-from llmrl.data.render import render
+from llmrl.data.render import render, render_completion
 from llmrl.errors import DataError
 from llmrl.types import Prompt
 
@@ -66,8 +66,8 @@ def permutation(size: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def load(data: Data, tokenizer: Any, *, seed: int) -> PromptSet:
-    """Every usable prompt of `data`, rendered.
+def load(data: Data, tokenizer: Any, *, seed: int, answers: bool = False) -> PromptSet:
+    """Every usable prompt of `data`, rendered. answers: stored answers are wanted, and a row without usable ones is bad.
 
     Prompts longer than `data.max_prompt_tokens` are refused and counted, never cut. Rows that cannot be used are left
     out, with a reason each. The second of two equal rows gets the id of the first with '-2', and so on. Raises
@@ -81,7 +81,7 @@ def load(data: Data, tokenizer: Any, *, seed: int) -> PromptSet:
     for number, row in enumerate(rows, 1):
         try:
             prompt = to_prompt(row, data, number)
-            ids = _render(prompt, tokenizer, number)
+            ids = _render(prompt, tokenizer, number, answers)
         except DataError as error:
             reasons.append(str(error))
             continue
@@ -102,8 +102,15 @@ def load(data: Data, tokenizer: Any, *, seed: int) -> PromptSet:
     return PromptSet(prompts, report, data.shuffle)
 
 
-def _render(prompt: Prompt, tokenizer: Any, number: int) -> tuple[int, ...]:
+def _render(prompt: Prompt, tokenizer: Any, number: int, answers: bool) -> tuple[int, ...]:
     try:
+        if answers and not prompt.completions:
+            raise DataError(
+                "no stored answer to replay: expected a completion, or chosen and rejected answers. Map the "
+                "column in data.columns."
+            )
+        for completion in prompt.completions if answers else ():
+            render_completion(prompt, completion, tokenizer)
         return render(prompt, tokenizer)
     except DataError as error:
         raise DataError(f"row {number}: {error}") from error

@@ -9,8 +9,15 @@ from llmrl.batch import Loss
 from llmrl.ops.ratio import log_ratio
 
 
-def clipped_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float = 0.2,
-                      clip_high: float = 0.2, dual_clip: float | None = None) -> Loss:
+def clipped_surrogate(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+) -> Loss:
     """PPO's pessimistic surrogate (arXiv:1707.06347, eq. 7); a wider clip_high alone is DAPO's change.
 
     loss = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))   with   r = exp(logprobs - old_logprobs)

@@ -8,8 +8,14 @@ from torch.nn.functional import logsigmoid
 from llmrl.batch import Loss
 
 
-def dpo(chosen_seq_logprobs: Tensor, rejected_seq_logprobs: Tensor, chosen_ref_seq_logprobs: Tensor,
-        rejected_ref_seq_logprobs: Tensor, *, beta: float = 0.1) -> Loss:
+def dpo(
+    chosen_seq_logprobs: Tensor,
+    rejected_seq_logprobs: Tensor,
+    chosen_ref_seq_logprobs: Tensor,
+    rejected_ref_seq_logprobs: Tensor,
+    *,
+    beta: float = 0.1,
+) -> Loss:
     """-log sigmoid(beta h), h = (chosen - its reference) - (rejected - its reference) (arXiv:2305.18290, eq. 7).
 
     [P] each, sums over the answer's tokens. ln 2 for every pair while the policy is the reference.
@@ -17,6 +23,10 @@ def dpo(chosen_seq_logprobs: Tensor, rejected_seq_logprobs: Tensor, chosen_ref_s
     chosen = beta * (chosen_seq_logprobs - chosen_ref_seq_logprobs)
     rejected = beta * (rejected_seq_logprobs - rejected_ref_seq_logprobs)
     margin = chosen - rejected
-    stats = {"pairs/margin": margin.detach(), "pairs/accuracy": (margin > 0).float(),
-             "pairs/chosen_reward": chosen.detach(), "pairs/rejected_reward": rejected.detach()}
+    stats = {
+        "pairs/margin": margin.detach(),
+        "pairs/accuracy": (margin > 0).float(),
+        "pairs/chosen_reward": chosen.detach(),
+        "pairs/rejected_reward": rejected.detach(),
+    }
     return Loss(-logsigmoid(margin), unit="pair", stats=stats)

@@ -8,8 +8,9 @@ from torch import Tensor
 from llmrl.batch import Loss
 
 
-def value(values: Tensor, old_values: Tensor, returns: Tensor, *, value_coef: float = 1.0,
-          value_clip: float | None = 0.2) -> Loss:
+def value(
+    values: Tensor, old_values: Tensor, returns: Tensor, *, value_coef: float = 1.0, value_clip: float | None = 0.2
+) -> Loss:
     """value_coef · ½ max((V - R)², (clip(V, V_old ± value_clip) - R)²); None drops the clipped branch.
 
     [B,T] each. The clip is an absolute range: scale rewards to about 1 first. Source: the implementation that

@@ -11,8 +11,14 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_ELEMENTS = 1 << 22  # logits held at once; 16 MiB in fp32 stays near the processor's caches
 
 
-def token_statistics(hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor, temperatures: Tensor,
-                     vocabulary: int, entropy: bool) -> tuple[Tensor, Tensor | None]:
+def token_statistics(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    temperatures: Tensor,
+    vocabulary: int,
+    entropy: bool,
+) -> tuple[Tensor, Tensor | None]:
     """(logprobs [N], entropy [N] or None) of `labels` [N] under softmax(head(hidden) / temperatures), in fp32 and nats.
 
     hidden [N,H]; head maps [n,H] to logits [n,V]; gradients flow to hidden and to the head's own parameters. The
@@ -33,8 +39,9 @@ def token_statistics(hidden: Tensor, head: Callable[[Tensor], Tensor], labels: T
     return logprobs, torch.cat([p[1] for p in parts]) if entropy else None
 
 
-def _chunk(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, temperatures: Tensor,
-           entropy: bool) -> tuple[Tensor, Tensor | None]:
+def _chunk(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, temperatures: Tensor, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
     logits = head(hidden).float() / temperatures[:, None]
     log_normaliser = logits.logsumexp(-1)
     logprobs = logits.gather(-1, labels[:, None]).squeeze(-1) - log_normaliser

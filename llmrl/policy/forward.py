@@ -7,6 +7,7 @@ row is forwarded whole ('dense'). Both give the same numbers; `Policy` checks th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +42,20 @@ class PolicyModule(nn.Module):
         self.model = model
         self.value_head = value_head
 
-    def forward(self, rows: Rows, width: int, entropy: bool = False, values: bool = False,
-                shared: bool = True) -> dict[str, Tensor]:
+    def forward(
+        self, rows: Rows, width: int, entropy: bool = False, values: bool = False, shared: bool = True
+    ) -> dict[str, Tensor]:
         """{'logprobs', 'entropy'?, 'values'?}, each [B,width] fp32, 0 where nothing counts.
 
         The value of position t is that of the state before token t, read off the same hidden state as its logits.
         """
         base = base_model(self.model)
         hidden, row, column = counted_states(base.get_decoder(), rows, shared)
-        labels = torch.tensor([rows.responses[i][t] for i, t in zip(row.tolist(), column.tolist(), strict=True)],
-                              dtype=torch.long, device=hidden.device)
+        labels = torch.tensor(
+            [rows.responses[i][t] for i, t in zip(row.tolist(), column.tolist(), strict=True)],
+            dtype=torch.long,
+            device=hidden.device,
+        )
         temperatures = torch.tensor(rows.temperatures, device=hidden.device)[row.to(hidden.device)]
         head = LogitHead(base)
         logprobs, entropies = token_statistics(hidden, head, labels, temperatures, head.vocabulary, entropy)
@@ -75,7 +80,9 @@ class LogitHead:
         text = base.config.get_text_config()
         self.vocabulary = int(text.vocab_size)
         self.cap = getattr(text, "final_logit_softcapping", None)
-        self.scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
+        self.scale = float(getattr(text, "logit_scale", None) or 1.0) / float(
+            getattr(text, "logits_scaling", None) or 1.0
+        )
 
     def __call__(self, hidden: Tensor) -> Tensor:
         logits = self.linear(hidden)
@@ -93,7 +100,9 @@ def counted_states(trunk: nn.Module, rows: Rows, shared: bool) -> tuple[Tensor, 
     """(hidden [N,H], row [N], column [N]): the state before each counted response token, rows in order."""
     states, first, rest, stride = (shared_states if shared else dense_states)(trunk, rows)
     row = torch.cat([torch.full((sum(m),), i) for i, m in enumerate(rows.masks)])
-    column = torch.cat([torch.tensor([t for t, counted in enumerate(m) if counted], dtype=torch.long) for m in rows.masks])
+    column = torch.cat(
+        [torch.tensor([t for t, counted in enumerate(m) if counted], dtype=torch.long) for m in rows.masks]
+    )
     flat = torch.where(column == 0, first[row], rest[row] + stride[row] * (column - 1))
     return states.index_select(0, flat.to(states.device)), row, column
 
@@ -117,8 +126,9 @@ def shared_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor,
     ids, mask = padded(list(places), device, left=True)
     cache = DynamicCache(config=trunk.config)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    hidden = trunk(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                   use_cache=True).last_hidden_state
+    hidden = trunk(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state
     states, offset = [hidden[:, -1]], len(places)
     first = torch.tensor(context_of)
     rest = torch.zeros(len(rows), dtype=torch.long)
@@ -130,7 +140,7 @@ def shared_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor,
             input_ids=suffix,
             attention_mask=torch.cat([mask[owners], suffix_mask], 1),
             position_ids=lengths[:, None] + torch.arange(suffix.shape[1], device=device),
-            past_key_values=expanded(cache, owners, trunk.config),
+            past_key_values=expanded(cache, owners),
             use_cache=True,
         ).last_hidden_state
         states.append(out.reshape(-1, out.shape[-1]))
@@ -139,12 +149,14 @@ def shared_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor,
     return torch.cat(states), first, rest, torch.ones(len(rows), dtype=torch.long)
 
 
-def expanded(cache: DynamicCache, owners: Tensor, config: Any) -> DynamicCache:
+def expanded(cache: DynamicCache, owners: Tensor) -> DynamicCache:
     """A cache with one entry a row, read from its context's; gradients flow back into the context."""
-    copy = DynamicCache(config=config)
-    for number, layer in enumerate(cache.layers):
-        copy.update(layer.keys.index_select(0, owners), layer.values.index_select(0, owners), number)
-    return copy
+    out = copy(cache)
+    # copied, not filled anew: a sliding layer also counts the tokens that its window has let go
+    out.layers = [copy(layer) for layer in cache.layers]
+    for layer in out.layers:
+        layer.keys, layer.values = layer.keys.index_select(0, owners), layer.values.index_select(0, owners)
+    return out
 
 
 def rectangles(lengths: Sequence[int]) -> list[list[int]]:

@@ -77,14 +77,20 @@ class Policy:
                 dense = self.module(some, width, shared=False)["logprobs"]
                 difference = (self.module(some, width, shared=True)["logprobs"] - dense).abs().max().item()
         except Exception as error:  # noqa: BLE001 - an architecture may refuse the cache in any way it likes
-            warnings.warn(f"sharing a group's prompt does not work with this model ({error!r}); every row is forwarded "
-                          "whole from now on.", stacklevel=3)
+            warnings.warn(
+                f"sharing a group's prompt does not work with this model ({error!r}); every row is forwarded "
+                "whole from now on.",
+                stacklevel=3,
+            )
             return False
         if difference <= SHARED_TOLERANCE[self.precision]:
             return True
-        warnings.warn(f"sharing a group's prompt changes log-probabilities by up to {difference:.2g} with this model "
-                      f"(at most {SHARED_TOLERANCE[self.precision]:g} is rounding); every row is forwarded whole from now "
-                      "on.", stacklevel=3)
+        warnings.warn(
+            f"sharing a group's prompt changes log-probabilities by up to {difference:.2g} with this model "
+            f"(at most {SHARED_TOLERANCE[self.precision]:g} is rounding); every row is forwarded whole from now "
+            "on.",
+            stacklevel=3,
+        )
         return False
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -119,8 +125,16 @@ class Policy:
             save_file(self.module.value_head.state_dict(), folder / "value_head.safetensors")
 
 
-def load_policy(config: Model, folder: Path, *, seed: int, values: bool = False, shared: bool = True,
-                checkpointing: bool = False, trained: str | None = None) -> Policy:
+def load_policy(
+    config: Model,
+    folder: Path,
+    *,
+    seed: int,
+    values: bool = False,
+    shared: bool = True,
+    checkpointing: bool = False,
+    trained: str | None = None,
+) -> Policy:
     """The policy a recipe's `model` section describes, weights in fp32, dropout off.
 
     folder: where a made model or an enlarged vocabulary is written. trained: an export of an earlier stage to load in
@@ -128,18 +142,24 @@ def load_policy(config: Model, folder: Path, *, seed: int, values: bool = False,
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = trained or config.path or make(config, folder, seed)
     adapters = trained is not None and (Path(trained) / "adapter_config.json").exists()
-    source = (config.path or make(config, folder, seed)) if adapters else path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=None if trained else config.revision)
-        model = AutoModelForCausalLM.from_pretrained(source, revision=None if trained else config.revision,
-                                                     dtype=torch.float32, attn_implementation=config.attention)
+        start = None if trained and not adapters else pinned(config) if config.path else make(config, folder, seed)
+        path = trained or start
+        source = start if adapters else path
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, attn_implementation=config.attention, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.path: {path!r} could not be loaded: {str(error).splitlines()[0]} Expected a folder with "
-                         "config.json, weights and tokenizer, or a hub id that can be reached.") from error
+        raise ModelError(
+            f"model.path: {trained or config.path!r} could not be loaded: {str(error).splitlines()[0]} Expected a "
+            "folder with config.json, safetensors and tokenizer, or a hub id that can be reached."
+        ) from error
     if config.added_tokens and trained is None:
-        tokenizer.add_special_tokens({"additional_special_tokens": config.added_tokens}, replace_extra_special_tokens=False)
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": config.added_tokens}, replace_extra_special_tokens=False
+        )
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
@@ -163,6 +183,15 @@ def load_policy(config: Model, folder: Path, *, seed: int, values: bool = False,
     return Policy(PolicyModule(model, head), tokenizer, path, config.precision, shared)
 
 
+def pinned(config: Model) -> str:
+    """The model's folder or hub id; with a revision the downloaded snapshot of it, so that engines read the same one."""
+    if config.revision is None or Path(config.path).is_dir():
+        return config.path
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(config.path, revision=config.revision)
+
+
 def make(config: Model, folder: Path, seed: int) -> str:
     """Write the catalog model that `model.make` names, unless it is there already."""
     target = folder / "made"
@@ -170,7 +199,7 @@ def make(config: Model, folder: Path, seed: int) -> str:
         return str(target)
     name, options = catalog.split_named(config.make)
     part = catalog.get("models", name)
-    return bind(part, {"seed": seed, **options})(target)
+    return str(bind(part, {"seed": seed, **options})(str(target)))
 
 
 def with_adapters(model: Any, config: Model, trained: str | None, seed: int) -> Any:
@@ -178,8 +207,13 @@ def with_adapters(model: Any, config: Model, trained: str | None, seed: int) -> 
 
     if trained is not None:
         return PeftModel.from_pretrained(model, trained, is_trainable=True)
-    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=config.lora.targets,
-                      lora_dropout=0.0, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        target_modules=config.lora.targets,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, lora)
@@ -204,10 +238,17 @@ def check_head(model: Any) -> None:
         own = base(input_ids=ids, use_cache=False).logits.float()
         ours = LogitHead(base)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
     if not torch.allclose(own, ours, atol=1e-4, rtol=1e-4):
-        raise ModelError(f"{type(base).__name__}: its logits are not its head applied to its decoder's states (difference "
-                         f"{(own - ours).abs().max():.3g}). Its log-probabilities would be wrong, so it is refused.")
+        raise ModelError(
+            f"{type(base).__name__}: its logits are not its head applied to its decoder's states (difference "
+            f"{(own - ours).abs().max():.3g}). Its log-probabilities would be wrong, so it is refused."
+        )
 
 
 def _first_rows(rows: Rows, count: int) -> Rows:
-    return replace(rows, contexts=rows.contexts[:count], responses=rows.responses[:count], masks=rows.masks[:count],
-                   temperatures=rows.temperatures[:count])
+    return replace(
+        rows,
+        contexts=rows.contexts[:count],
+        responses=rows.responses[:count],
+        masks=rows.masks[:count],
+        temperatures=rows.temperatures[:count],
+    )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmrl.data.render import render_completion
-from llmrl.errors import RolloutError
 from llmrl.rollout.engine import Context, Weights
-from llmrl.types import Prompt, Rollout, Sampling
+from llmrl.types import Completion, Prompt, Rollout, Sampling
 
 
 class ReplayEngine:
@@ -18,10 +17,11 @@ class ReplayEngine:
     def __init__(self, context: Context):
         self.context = context
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int,
-                 seeds: Sequence[int]) -> list[list[Rollout]]:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int, seeds: Sequence[int]
+    ) -> list[list[Rollout]]:
         """Every stored completion of each prompt, cut at `sampling.max_tokens`; num_samples and seeds are not used."""
-        return [[self._replay(p, c, sampling.max_tokens) for c in self._stored(p)] for p in prompts]
+        return [[self._replay(p, c, sampling.max_tokens) for c in p.completions] for p in prompts]
 
     def sync(self, policy: Weights, version: int) -> None:
         """Stored answers do not follow the weights."""
@@ -29,12 +29,6 @@ class ReplayEngine:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _stored(self, prompt: Prompt):
-        if not prompt.completions:
-            raise RolloutError(f"prompt {prompt.id} has no stored answer to replay; the replay engine needs data with a "
-                               "completion, or chosen and rejected answers. Map the column in data.columns.")
-        return prompt.completions
-
-    def _replay(self, prompt: Prompt, completion, limit: int) -> Rollout:
+    def _replay(self, prompt: Prompt, completion: Completion, limit: int) -> Rollout:
         ids = render_completion(prompt, completion, self.context.tokenizer)
         return Rollout(tuple(ids[:limit]), completion.text, truncated=len(ids) > limit, stored=completion)

@@ -17,9 +17,12 @@ class ScriptedEngine:
         self.logprob = logprob
         self.version = 0
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int,
-                 seeds: Sequence[int]) -> list[list[Rollout]]:
-        return [[self._answer(self.answers[i % len(self.answers)], sampling) for i in range(num_samples)] for _ in prompts]
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int, seeds: Sequence[int]
+    ) -> list[list[Rollout]]:
+        return [
+            [self._answer(self.answers[i % len(self.answers)], sampling) for i in range(num_samples)] for _ in prompts
+        ]
 
     def sync(self, policy: Weights, version: int) -> None:
         self.version = version

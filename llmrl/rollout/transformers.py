@@ -29,12 +29,15 @@ class TransformersEngine:
         self.max_rows = max_rows
         self.version = 0
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int,
-                 seeds: Sequence[int]) -> list[list[Rollout]]:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int, seeds: Sequence[int]
+    ) -> list[list[Rollout]]:
         for prompt in prompts:
             if not 0 < len(prompt.ids) <= self.context.max_prompt_tokens:
-                raise RolloutError(f"prompt {prompt.id}: {len(prompt.ids)} tokens; expected 1 to "
-                                   f"{self.context.max_prompt_tokens} (data.max_prompt_tokens).")
+                raise RolloutError(
+                    f"prompt {prompt.id}: {len(prompt.ids)} tokens; expected 1 to "
+                    f"{self.context.max_prompt_tokens} (data.max_prompt_tokens)."
+                )
         out: list[list[Rollout]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
         step = max(1, self.max_rows // num_samples)
@@ -52,18 +55,24 @@ class TransformersEngine:
         """Nothing to give back: the module is the trainer's."""
 
     @torch.no_grad()
-    def _decode(self, contexts: list[tuple[int, ...]], sampling: Sampling, num_samples: int,
-                seeds: list[int]) -> list[Rollout]:
+    def _decode(
+        self, contexts: list[tuple[int, ...]], sampling: Sampling, num_samples: int, seeds: list[int]
+    ) -> list[Rollout]:
         base = base_model(self.context.policy.model)
         trunk, head = base.get_decoder(), LogitHead(base)
         device = next(trunk.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.context.precision == "bf16"):
             ids, mask = padded(contexts, device, left=True)
             prefilled = DynamicCache(config=trunk.config)
-            hidden = trunk(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                           past_key_values=prefilled, use_cache=True).last_hidden_state[:, -1]
+            hidden = trunk(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                past_key_values=prefilled,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
             owners = torch.arange(len(contexts), device=device).repeat_interleave(num_samples)
-            cache = expanded(prefilled, owners, trunk.config)
+            cache = expanded(prefilled, owners)
             del prefilled
             hidden, mask, positions = hidden[owners], mask[owners], mask.sum(1)[owners]
             noise = uniforms(seeds, num_samples, sampling.max_tokens).to(device)
@@ -82,11 +91,22 @@ class TransformersEngine:
                     break
                 if alive < COMPACT_BELOW * len(rows):
                     keep = (~done).nonzero().squeeze(1)
-                    cache = expanded(cache, keep, trunk.config)
-                    rows, token, mask, positions, done = rows[keep], token[keep], mask[keep], positions[keep], done[keep]
+                    cache = expanded(cache, keep)
+                    rows, token, mask, positions, done = (
+                        rows[keep],
+                        token[keep],
+                        mask[keep],
+                        positions[keep],
+                        done[keep],
+                    )
                 mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-                hidden = trunk(input_ids=token[:, None], attention_mask=mask, position_ids=positions[:, None],
-                               past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+                hidden = trunk(
+                    input_ids=token[:, None],
+                    attention_mask=mask,
+                    position_ids=positions[:, None],
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state[:, -1]
                 positions = positions + 1
         return self._rollouts(tokens.cpu(), logprobs.cpu())
 

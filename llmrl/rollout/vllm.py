@@ -73,7 +73,7 @@ class VllmEngine:
             if kv_cache_megabytes is None and self.on_cpu:
                 kv_cache_megabytes = CPU_KV_CACHE_MEGABYTES
             self.llm: Any = LLM(
-                context.policy.path,
+                str(context.policy.path),
                 skip_tokenizer_init=True,
                 load_format="dummy",
                 generation_config="vllm",

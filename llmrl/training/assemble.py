@@ -13,8 +13,14 @@ from llmrl.scoring import Scorer
 from llmrl.types import Group, Prompt, Sample, Score
 
 
-def assemble(groups: Sequence[Group], places: Sequence[tuple[int, int]], contexts: Sequence[Prompt], first_group: int,
-             scorers: Sequence[Scorer], temperature: float) -> Batch:
+def assemble(
+    groups: Sequence[Group],
+    places: Sequence[tuple[int, int]],
+    contexts: Sequence[Prompt],
+    first_group: int,
+    scorers: Sequence[Scorer],
+    temperature: float,
+) -> Batch:
     """One row a place (group, rollout), trained under the rendered prompt of the same position in `contexts`.
 
     first_group: number of this rank's first group, so that ids are unique over ranks. rollout_logprobs is there only
@@ -58,8 +64,10 @@ def pairs_of(groups: Sequence[Group], places: Sequence[tuple[int, int]]) -> Tens
     for g, found in rows.items():
         chosen, rejected = found.get("chosen", []), found.get("rejected", [])
         if len(chosen) != 1 or len(rejected) != 1:
-            raise DataError(f"prompt {groups[g].prompt.id}: found {len(chosen)} chosen and {len(rejected)} rejected "
-                            "answers; expected one of each. Use preference data with the replay engine.")
+            raise DataError(
+                f"prompt {groups[g].prompt.id}: found {len(chosen)} chosen and {len(rejected)} rejected "
+                "answers; expected one of each. Use preference data with the replay engine."
+            )
         out.append([chosen[0], rejected[0]])
     return torch.tensor(out, dtype=torch.long).reshape(-1, 2)
 

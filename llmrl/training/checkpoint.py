@@ -19,8 +19,9 @@ from llmrl.policy.model import Policy
 MANIFEST = "MANIFEST.json"
 
 
-def save(folder: Path, global_step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any],
-         keep: int) -> Path:
+def save(
+    folder: Path, global_step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> Path:
     """Write `checkpoint-<global_step>` below folder; older ones beyond `keep` go only after it is in place.
 
     state: plain data (stage, step, memories of parts). The manifest with every file's hash is written last.
@@ -60,15 +61,19 @@ def load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     named = dict(policy.trainable())
     if weights.keys() != named.keys() or any(weights[n].shape != p.shape for n, p in named.items()):
         differ = sorted(set(weights) ^ set(named))[:3] or ["the shapes"]
-        raise CheckpointError(f"{path} does not belong to this model: {', '.join(differ)} differ. Start a new run with "
-                              "another run.name, or resume=never.")
+        raise CheckpointError(
+            f"{path} does not belong to this model: {', '.join(differ)} differ. Start a new run with "
+            "another run.name, or resume=never."
+        )
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(weights[name])
     moments = load_file(path / "optimizer.safetensors")
     steps = read_state(path)["optimizer"]
     for name, parameter in named.items():
-        state = {k.rpartition("/")[2]: v.to(parameter.device) for k, v in moments.items() if k.rpartition("/")[0] == name}
+        state = {
+            k.rpartition("/")[2]: v.to(parameter.device) for k, v in moments.items() if k.rpartition("/")[0] == name
+        }
         state |= {k.rpartition("/")[2]: torch.tensor(v) for k, v in steps.items() if k.rpartition("/")[0] == name}
         if state:
             optimizer.state[parameter] = state

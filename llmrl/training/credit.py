@@ -38,7 +38,7 @@ def selected(batch: Batch, select: Sequence[Any], ranks: Ranks) -> list[int]:
 
 
 def assign_credit(batch: Batch, algorithm: Algorithm, ranks: Ranks) -> None:
-    """Write `advantages` [B,T], and `returns` where the estimator gives them."""
+    """Write `advantages` [B,T] (and `returns` where the estimator gives them), then as each shaping part returns them."""
     if algorithm.advantage is not None:
         mask = batch.arrays["loss_mask"]
         if "token_rewards" not in batch.arrays and "rewards" in batch.arrays:
@@ -49,6 +49,8 @@ def assign_credit(batch: Batch, algorithm: Algorithm, ranks: Ranks) -> None:
             out = out.advantages
         out = out[:, None].expand(mask.shape) if out.dim() == 1 else out
         batch.arrays["advantages"] = torch.where(mask, out, torch.zeros_like(out))
+    for part in algorithm.shaping:
+        batch.arrays["advantages"] = on_all_ranks(part, batch, ranks)
 
 
 def on_all_ranks(part: Any, batch: Batch, ranks: Ranks) -> Any:

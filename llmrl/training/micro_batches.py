@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def split(units: Sequence[Sequence[int]], contexts: Sequence[Sequence[int]], responses: Sequence[int], budget: int,
-          shared: bool) -> list[list[int]]:
+def split(
+    units: Sequence[Sequence[int]],
+    contexts: Sequence[Sequence[int]],
+    responses: Sequence[int],
+    budget: int,
+    shared: bool,
+) -> list[list[int]]:
     """Rows of each micro-batch: at most `budget` tokens forwarded in each, padding counted; a larger unit stands alone.
 
     units: rows that must stay together (one row, or the two of a pair). contexts: token ids a row; responses: token

@@ -40,8 +40,9 @@ def gap(averages: Averages, logprobs: Tensor, rollout_logprobs: Tensor, mask: Te
     averages.add("rollout/logprob_gap_kl", k3(rollout_logprobs, logprobs.detach()), mask)
 
 
-def drift(averages: Averages, logprobs: Tensor, old_logprobs: Tensor | None, ref_logprobs: Tensor | None,
-          mask: Tensor) -> None:
+def drift(
+    averages: Averages, logprobs: Tensor, old_logprobs: Tensor | None, ref_logprobs: Tensor | None, mask: Tensor
+) -> None:
     """KL to the policy as the updates began (tokens were drawn from it) and to the reference, on the batch's tokens."""
     if old_logprobs is not None:
         averages.add("kl/old", k3(old_logprobs, logprobs.detach()), mask)

@@ -28,19 +28,28 @@ def rows_of(batch: Batch, indices: Sequence[int], under: str = "training") -> Ro
 
 
 @torch.no_grad()
-def run_pass(policy: Policy, batch: Batch, budget: int, *, entropy: bool = False, values: bool = False,
-             under: str = "training", reference: bool = False) -> dict[str, Tensor]:
+def run_pass(
+    policy: Policy,
+    batch: Batch,
+    budget: int,
+    *,
+    entropy: bool = False,
+    values: bool = False,
+    under: str = "training",
+    reference: bool = False,
+) -> dict[str, Tensor]:
     """{'logprobs', 'entropy'?, 'values'?} of every row, [B,T] on the CPU, without gradient.
 
     reference: with the adapters off. Rows go through in micro-batches of at most `budget` tokens.
     """
     width = batch.arrays["loss_mask"].shape[1]
-    out: dict[str, Tensor] = {}
+    names = ["logprobs", *(["entropy"] if entropy else []), *(["values"] if values else [])]
+    out = {name: torch.zeros(len(batch), width) for name in names}  # there also when there are no rows
     contexts = [getattr(s, under) for s in batch.samples]
     lengths = [len(s.response) for s in batch.samples]
     with policy.reference() if reference else contextlib.nullcontext():
         for rows in split([[i] for i in range(len(batch))], contexts, lengths, budget, policy.shared):
             got = policy.statistics(rows_of(batch, rows, under), width, entropy=entropy, values=values)
             for name, array in got.items():
-                out.setdefault(name, torch.zeros(len(batch), width))[rows] = array.float().cpu()
+                out[name][rows] = array.float().cpu()
     return out

@@ -25,8 +25,10 @@ class Ranks:
         asked = int(os.environ.get("WORLD_SIZE", "1"))
         kind = self.accelerator.distributed_type
         if self.size != asked or (asked > 1 and kind == DistributedType.NO):
-            raise TrainingError(f"{asked} processes were asked for, accelerate set up {self.size} ({kind}). Start with "
-                                "`llmrl train … --num-processes N`, or give accelerate a configuration for this machine.")
+            raise TrainingError(
+                f"{asked} processes were asked for, accelerate set up {self.size} ({kind}). Start with "
+                "`llmrl train … --num-processes N`, or give accelerate a configuration for this machine."
+            )
 
     @property
     def main(self) -> bool:
@@ -42,7 +44,8 @@ class Ranks:
         if self.size == 1:
             return parts[0], slice(0, None)
         start = sum(_rows(p) for p in parts[: self.rank])
-        joined = {k: _stacked([p[k] for p in parts]) for k in arrays}
+        filled = [p for p in parts if _rows(p)] or parts[:1]  # a rank without rows may lack an array
+        joined = {k: _stacked([p[k] for p in filled]) for k in filled[0]}
         return joined, slice(start, start + _rows(parts[self.rank]))
 
     def sums(self, numbers: dict[str, float]) -> dict[str, float]:

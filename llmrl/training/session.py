@@ -12,7 +12,7 @@ from typing import Any
 from llmrl import observe
 from llmrl.algorithm import build_stage as build_algorithm
 from llmrl.api import Result
-from llmrl.errors import CheckpointError, LlmrlError
+from llmrl.errors import CheckpointError
 from llmrl.loop import Loop
 from llmrl.measure import measure
 from llmrl.policy.model import Policy
@@ -51,7 +51,8 @@ class Session:
 
     def __init__(self, recipe: Recipe, ranks: Ranks, folder: RunFolder, scorers: list[Callable]):
         self.recipe, self.ranks, self.folder, self.functions = recipe, ranks, folder, scorers
-        self.panel: Panel = make_panel(recipe.run.tracking.panel if ranks.main else "off", {})
+        totals = {stage.name: stage.training.steps or 0 for stage in recipe.stages}
+        self.panel: Panel = make_panel(recipe.run.tracking.panel if ranks.main else "off", totals)
         self.global_step = 0
         self.last: dict[str, Any] = {}
 
@@ -63,14 +64,36 @@ class Session:
         trained = self.export_of(state["stage"] - 1)
         policy = first_policy(self.recipe, self.folder.path, trained)
         policy.module.to(self.ranks.accelerator.device)
-        self.panel.message(f"{self.folder.path}: {self.recipe.path.name}, {self.ranks.size} "
-                           f"process{'es' if self.ranks.size > 1 else ''}, {policy.device.type}, seed {self.recipe.run.seed}")
+        self.panel.message(
+            f"{self.folder.path}: {self.recipe.path.name}, {self.ranks.size} "
+            f"process{'es' if self.ranks.size > 1 else ''}, {policy.device.type}, seed {self.recipe.run.seed}"
+        )
+        if self.ranks.main and resumed is None:
+            parameters = sum(p.numel() for p in policy.module.parameters())
+            methods = " → ".join(dict.fromkeys(stage.algorithm.get("name", stage.name) for stage in self.recipe.stages))
+            self.folder.event(
+                "start",
+                model=self.recipe.run.model.path or "made on the spot",
+                parameters=parameters,
+                algorithm=methods,
+                device=policy.device.type,
+                processes=self.ranks.size,
+                seed=self.recipe.run.seed,
+            )
         if self.recipe.run.tracking.trackers and self.ranks.main:
             self.ranks.accelerator.init_trackers("llmrl", config={"recipe": self.recipe.text})
         memory = None
         for index in range(state["stage"], len(self.recipe.stages)):
-            stage = build_stage(self.recipe, index, policy, self.ranks, self.folder.path, self.export_of(index - 1), memory,
-                                self.functions)
+            stage = build_stage(
+                self.recipe,
+                index,
+                policy,
+                self.ranks,
+                self.folder.path,
+                self.export_of(index - 1),
+                memory,
+                self.functions,
+            )
             start = 0
             if resumed is not None and index == state["stage"]:
                 checkpoint.load(resumed, policy, stage.updater.optimizer)
@@ -89,8 +112,13 @@ class Session:
         self.panel.message(f"{name}: {stage.prompts.report}")
         stage.engine.sync(stage.engine.context.policy, stage.version)
         if start == 0:
-            self.write(measure(loop, self.folder, self.global_step, [n for n, m in stage.measurements.items()
-                                                                     if m.config.at_start]), name, 0)
+            self.write(
+                measure(
+                    loop, self.folder, self.global_step, [n for n, m in stage.measurements.items() if m.config.at_start]
+                ),
+                name,
+                0,
+            )
         for number in range(start, stage.steps):
             began = time.perf_counter()
             done = loop.step(number)
@@ -98,8 +126,11 @@ class Session:
             row = observe.describe(done, [s.name for s in stage.scorers], self.ranks)
             sample = self.keep_rollouts(done, number)
             self.write(row, name, number + 1, sample)
-            due = [n for n, m in stage.measurements.items()
-                   if number + 1 == stage.steps or (m.config.every and (number + 1) % m.config.every == 0)]
+            due = [
+                n
+                for n, m in stage.measurements.items()
+                if number + 1 == stage.steps or (m.config.every and (number + 1) % m.config.every == 0)
+            ]
             if due:
                 found = measure(loop, self.folder, self.global_step, due)
                 self.write(found | {"time/evaluate": time.perf_counter() - began - row["time/step"]}, name, number + 1)
@@ -111,10 +142,22 @@ class Session:
         if self.ranks.main:
             if last:
                 self.export(policy, self.folder.path / "stages" / stage.config.name)
-            done = {"stage": stage.index, "step": step, "global_step": self.global_step, "version": stage.version,
-                    "memory": stage.memory, "recipe": identity(self.recipe)}
-            checkpoint.save(self.folder.path, self.global_step, policy, stage.updater.optimizer, done,
-                            stage.config.training.keep_checkpoints)
+            done = {
+                "stage": stage.index,
+                "step": step,
+                "global_step": self.global_step,
+                "version": stage.version,
+                "memory": stage.memory,
+                "recipe": identity(self.recipe),
+            }
+            checkpoint.save(
+                self.folder.path,
+                self.global_step,
+                policy,
+                stage.updater.optimizer,
+                done,
+                stage.config.training.keep_checkpoints,
+            )
         self.ranks.wait()
 
     def export(self, policy: Policy, target: Path) -> None:
@@ -166,8 +209,10 @@ class Session:
         """Drop what was written after the checkpoint; refuse one that another recipe wrote."""
         differ = different(state["recipe"], identity(self.recipe))
         if differ:
-            raise CheckpointError(f"{self.folder.path} was started with another recipe: {', '.join(differ[:5])} differ. Use "
-                                  "the recipe.yaml in that folder, or start a new run with another name=…")
+            raise CheckpointError(
+                f"{self.folder.path} was started with another recipe: {', '.join(differ[:5])} differ. Use "
+                "the recipe.yaml in that folder, or start a new run with another name=…"
+            )
         if self.ranks.main:
             self.folder.truncate_metrics(self.recipe.stages[state["stage"]].name, state["global_step"])
             self.folder.event("resume", global_step=state["global_step"])
@@ -211,7 +256,9 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 def different(old: Any, new: Any, at: str = "") -> list[str]:
     """Dotted keys under which two plain values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [d for k in sorted({*old, *new}) for d in different(old.get(k), new.get(k), f"{at}.{k}" if at else str(k))]
+        return [
+            d for k in sorted({*old, *new}) for d in different(old.get(k), new.get(k), f"{at}.{k}" if at else str(k))
+        ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in different(a, b, f"{at}[{i}]")]
     return [] if old == new else [at]

