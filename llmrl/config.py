@@ -37,6 +37,10 @@ class Model(Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward; master weights are always fp32")
     attention: str = "sdpa"
     lora: Lora | None = None
+    shared_prompt: Literal["auto", "off"] = Field(
+        "auto", description="forward a group's prompt once where that is exact"
+    )
+    gradient_checkpointing: bool = False
     added_tokens: list[str] = Field([], description="special tokens added to the tokenizer and the embeddings")
 
 
@@ -95,10 +99,6 @@ class Training(Section):
     tokens_per_micro_batch: Positive = Field(
         8192, description="tokens forwarded at once; the result does not depend on it"
     )
-    shared_prompt: Literal["auto", "off"] = Field(
-        "auto", description="forward a group's prompt once where that is exact"
-    )
-    gradient_checkpointing: bool = False
     max_logprob_gap: Annotated[float, Field(gt=0)] = Field(
         0.5,
         description="stop when the engine's and the trainer's log-probabilities differ by more than this in the mean",

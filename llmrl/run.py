@@ -18,6 +18,7 @@ from llmrl.data.prompts import PromptSet, load
 from llmrl.data.render import render, stop_ids
 from llmrl.errors import RecipeError
 from llmrl.options import check_options
+from llmrl.policy.forward import base_model
 from llmrl.policy.model import Policy, load_policy
 from llmrl.recipe import Recipe, StageConfig
 from llmrl.rollout.engine import Context, Engine
@@ -95,15 +96,12 @@ class StageRun:
 def first_policy(recipe: Recipe, folder: Path, trained: str | None = None) -> Policy:
     """The policy a run starts from, with a value head if any stage asks for values."""
     values = any("values" in sources(required(build_algorithm(stage))) for stage in recipe.stages)
-    training = recipe.stages[0].training
     return load_policy(
         recipe.run.model,
         folder,
         seed=recipe.run.seed,
         values=values,
         trained=trained,
-        shared=training.shared_prompt == "auto",
-        checkpointing=training.gradient_checkpointing,
     )
 
 
@@ -127,7 +125,7 @@ def build_stage(
     prompts = load(config.data, policy.tokenizer, seed=seed, answers=replays(config.rollout.engine))
 
     def frozen_copy() -> Policy:
-        copy = load_policy(recipe.run.model, folder, seed=seed, trained=trained, shared=policy.shared)
+        copy = load_policy(recipe.run.model, folder, seed=seed, trained=trained)
         copy.module.requires_grad_(False).to(policy.device)
         return copy
 
@@ -139,6 +137,7 @@ def build_stage(
         max([config.data.max_prompt_tokens, *(m.prompts.report.longest for m in measurements.values())]),
         max([config.rollout.max_tokens, *(m.sampling.max_tokens for m in measurements.values())]),
     )
+    limits = within(base_model(policy.model).config.get_text_config(), prompts.report.longest, limits)
     engine = make_engine(config.rollout.engine, source, limits)
     evaluator = None
     if any(m.scorers for m in measurements.values()):
@@ -164,6 +163,19 @@ def build_stage(
         steps=training.steps or -(-len(prompts) // rollout.prompts_per_step),
         memory=algorithm.condition.init(memory) if algorithm.condition else None,
     )
+
+
+def within(config: Any, longest: int, limits: tuple[int, int]) -> tuple[int, int]:
+    """(prompt tokens, answer tokens) that fit the model's positions. RecipeError when the data's longest prompt does not."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return limits
+    if longest + limits[1] > positions:
+        raise RecipeError(
+            f"the longest prompt has {longest} tokens and an answer may have {limits[1]}, together more than the model's "
+            f"{positions} positions. Lower data.max_prompt_tokens or max_tokens."
+        )
+    return min(limits[0], positions - limits[1]), limits[1]
 
 
 def replays(named: Named) -> bool:

@@ -57,7 +57,7 @@ class Prompt:
 class Sampling:
     """Every sampling parameter, always passed explicitly, so that no hidden default of a model applies.
 
-    temperature 0 is greedy. top_k 0 and top_p 1 switch truncation off. seed: the run's; see `rollout.seeds`.
+    temperature 0 is greedy. top_k 0 and top_p 1 switch truncation off.
     Reported log-probabilities are those of the distribution sampled from (after temperature and truncation);
     greedy reports them at temperature 1.
     """
@@ -66,8 +66,6 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)

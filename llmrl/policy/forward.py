@@ -98,27 +98,32 @@ def base_model(model: Any) -> Any:
 
 def counted_states(trunk: nn.Module, rows: Rows, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(hidden [N,H], row [N], column [N]): the state before each counted response token, rows in order."""
-    states, first, rest, stride = (shared_states if shared else dense_states)(trunk, rows)
+    states, first, rest = (shared_states if shared else dense_states)(trunk, rows)
     row = torch.cat([torch.full((sum(m),), i) for i, m in enumerate(rows.masks)])
     column = torch.cat(
         [torch.tensor([t for t, counted in enumerate(m) if counted], dtype=torch.long) for m in rows.masks]
     )
-    flat = torch.where(column == 0, first[row], rest[row] + stride[row] * (column - 1))
+    flat = torch.where(column == 0, first[row], rest[row] + column - 1)
     return states.index_select(0, flat.to(states.device)), row, column
 
 
-def dense_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Every row forwarded whole, right-padded. (states [M,H], where each row's first state is, its second, step)."""
+def dense_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Every row forwarded whole, in rectangles of like length. (states [M,H], where each row's first state is, its next)."""
     device = next(trunk.parameters()).device
     inputs = [(*c, *r[:-1]) for c, r in zip(rows.contexts, rows.responses, strict=True)]
-    ids, mask = padded(inputs, device, left=False)
-    hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    width = ids.shape[1]
-    first = torch.tensor([i * width + len(c) - 1 for i, c in enumerate(rows.contexts)])
-    return hidden.reshape(-1, hidden.shape[-1]), first, first + 1, torch.ones_like(first)
+    states, offset = [], 0
+    first = torch.zeros(len(rows), dtype=torch.long)
+    for bucket in rectangles([len(i) for i in inputs]):
+        ids, mask = padded([inputs[i] for i in bucket], device, left=False)
+        hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        states.append(hidden.reshape(-1, hidden.shape[-1]))
+        for place, i in enumerate(bucket):
+            first[i] = offset + place * ids.shape[1] + len(rows.contexts[i]) - 1
+        offset += ids.numel()
+    return torch.cat(states), first, first + 1
 
 
-def shared_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def shared_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Each distinct context forwarded once; the responses, in rectangles of like length, over its keys and values."""
     device = next(trunk.parameters()).device
     places: dict[tuple[int, ...], int] = {}
@@ -146,7 +151,7 @@ def shared_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor,
         states.append(out.reshape(-1, out.shape[-1]))
         rest[bucket] = offset + torch.arange(len(bucket)) * suffix.shape[1]
         offset += len(bucket) * suffix.shape[1]
-    return torch.cat(states), first, rest, torch.ones(len(rows), dtype=torch.long)
+    return torch.cat(states), first, rest
 
 
 def expanded(cache: DynamicCache, owners: Tensor) -> DynamicCache:

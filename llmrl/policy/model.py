@@ -133,8 +133,6 @@ def load_policy(
     *,
     seed: int,
     values: bool = False,
-    shared: bool = True,
-    checkpointing: bool = False,
     trained: str | None = None,
 ) -> Policy:
     """The policy a recipe's `model` section describes, weights in fp32, dropout off.
@@ -173,15 +171,17 @@ def load_policy(
     if config.lora is not None:
         model = with_adapters(model, config, trained if adapters else None, seed)
         path = source if not config.added_tokens else path
-    if checkpointing:
+    if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    without_dropout(model, training=checkpointing)
+    without_dropout(model, training=config.gradient_checkpointing)
     head = None
     if values:
         head = nn.Linear(base_model(model).config.get_text_config().hidden_size, 1)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
     check_head(model)
+    # transformers gives a model that checkpoints its activations no cache, which sharing stands on
+    shared = config.shared_prompt == "auto" and not config.gradient_checkpointing
     return Policy(PolicyModule(model, head), tokenizer, path, config.precision, shared)
 
 
@@ -231,8 +231,8 @@ def without_dropout(model: nn.Module, training: bool) -> None:
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-        for name in ("attention_dropout", "dropout_p", "hidden_dropout"):
-            if isinstance(getattr(part, name, None), float):
+        for name, value in list(vars(part).items()):  # what an architecture hands to the functional form
+            if "dropout" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
     model.train(training)  # activation checkpointing works in training mode only
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import DynamicCache, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from llmrl.errors import RolloutError
 from llmrl.policy.forward import LogitHead, base_model, expanded, padded
@@ -41,11 +41,15 @@ class TransformersEngine:
         out: list[list[Rollout]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
         step = max(1, self.max_rows // num_samples)
+        model = self.context.policy.model
+        was_training = model.training
+        model.eval()  # in training mode, a model that checkpoints its activations gets no cache
         for start in range(0, len(order), step):
             chosen = order[start : start + step]
             rows = self._decode([prompts[i].ids for i in chosen], sampling, num_samples, [seeds[i] for i in chosen])
             for place, i in enumerate(chosen):
                 out[i] = rows[place * num_samples : (place + 1) * num_samples]
+        model.train(was_training)
         return out
 
     def sync(self, policy: Weights, version: int) -> None:
@@ -147,12 +151,10 @@ def sample(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, T
 
 
 def truncations(sampling: Sampling) -> LogitsProcessorList:
-    """transformers' own top-k, top-p and min-p, only those that do anything."""
+    """transformers' own top-k and top-p, only those that do anything."""
     steps = LogitsProcessorList()
     if sampling.top_k > 0:
         steps.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         steps.append(TopPLogitsWarper(sampling.top_p))
-    if sampling.min_p > 0:
-        steps.append(MinPLogitsWarper(sampling.min_p))
     return steps

@@ -93,7 +93,7 @@ def memory(config: Any, model: Model, stage: StageConfig, reference: bool, value
         trained = sum(model.lora.rank * (m.in_features + m.out_features) for m in linear)
     tokens, width = stage.training.tokens_per_micro_batch, 2 if model.precision == "bf16" else 4
     inner = getattr(text, "intermediate_size", 4 * text.hidden_size)
-    kept = text.hidden_size if stage.training.gradient_checkpointing else 10 * text.hidden_size + 3 * inner
+    kept = text.hidden_size if model.gradient_checkpointing else 10 * text.hidden_size + 3 * inner
     activations = tokens * text.num_hidden_layers * kept * width
     parts = {
         "weights": 4 * parameters,

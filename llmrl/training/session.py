@@ -63,7 +63,8 @@ class Session:
         if resumed is not None:
             self.forget_later(state)
         trained = self.export_of(state["stage"] - 1)
-        policy = first_policy(self.recipe, self.folder.path, trained)
+        with self.ranks.accelerator.main_process_first():  # a model made on the spot is written once
+            policy = first_policy(self.recipe, self.folder.path, trained)
         policy.wrapped = self.ranks.prepare(policy.module)
         self.panel.message(
             f"{self.folder.path}: {self.recipe.path.name}, {self.ranks.size} "
@@ -110,6 +111,11 @@ class Session:
         config, name = stage.config, stage.config.name
         self.panel.stage(name, stage.steps)
         self.panel.message(f"{name}: {stage.prompts.report}")
+        if config.rollout.top_p < 1 or config.rollout.top_k > 0:
+            self.panel.message(
+                f"{name}: rollout.top_p or top_k cuts the distribution that is sampled from; the trainer's is not cut, so "
+                "the two disagree by more than rounding. docs/monitors.md, logprob_gap, says what to do."
+            )
         stage.engine.sync(stage.engine.context.policy, stage.version)
         if start == 0:
             self.measure(loop, 0)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import yaml
 from llmrl import train
 from llmrl.api import Result
 from llmrl.recipe_tree import Tree, overlay
+from llmrl.training import session
 
 TINY = {"make": {"name": "tiny", "hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "feed_forward": 64}}
 BASE = {
@@ -64,6 +66,14 @@ def digest(file: Path) -> str:
 def weights_of(folder: Path) -> str:
     """Hash of what the run exported."""
     return digest(next((folder / "final").glob("*model.safetensors")))
+
+
+def messages_of(monkeypatch) -> list[str]:
+    """What runs say from now on, line by line."""
+    said: list[str] = []
+    panel = SimpleNamespace(message=said.append, stage=lambda *_: None, step=lambda *_: None, close=lambda: None)
+    monkeypatch.setattr(session, "make_panel", lambda *_: panel)
+    return said
 
 
 def varied(completion_ids, **columns) -> list[float]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from helpers import TIMED, rollouts, rows, trained, varied, weights_of
+from helpers import TIMED, messages_of, rollouts, rows, trained, varied, weights_of
 
 from llmrl.errors import CheckpointError
 from llmrl.loop import Loop
-from llmrl.training import session
 
 STEPS = {"training": {"steps": 5, "save_every": 2}}
 TWO_STAGES = {
@@ -87,26 +86,12 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, monkeypatc
     contents = bytearray(weights.read_bytes())
     contents[-1] ^= 1
     weights.write_bytes(contents)
-    said = []
-    monkeypatch.setattr(session, "make_panel", lambda *_: SaidPanel(said))
+    said = messages_of(monkeypatch)
     resumed = trained(tmp_path, "killed", **RUNS["grpo"])
     text = "\n".join(said)
     assert "checkpoint-4: weights.safetensors does not have the contents that were written" in text
     assert "after step 2" in text
     assert rows(resumed.folder) == rows(whole.folder) and weights_of(resumed.folder) == weights_of(whole.folder)
-
-
-class SaidPanel:
-    """Keeps the messages."""
-
-    def __init__(self, said: list[str]):
-        self.message = said.append
-
-    def stage(self, *_): ...
-
-    def step(self, *_): ...
-
-    def close(self): ...
 
 
 def test_a_named_checkpoint_is_resumed_from_and_a_damaged_one_refused(tmp_path):

@@ -57,8 +57,9 @@ def loaded(monkeypatch):
     ],
 )
 def test_a_step_makes_the_passes_that_its_parts_ask_for(tmp_path, loaded, algorithm, sections, passes, critic):
-    training = {"steps": 2, "shared_prompt": "off", "max_logprob_gap": 100.0}
+    training = {"steps": 2, "max_logprob_gap": 100.0}
     functions = () if sections in (PAIRS, DEMONSTRATIONS) else [varied]
+    sections = sections | {"model": {"shared_prompt": "off"} | sections.get("model", {})}
     trained(tmp_path, functions=functions, algorithm=algorithm, training=training, **sections)
     assert [policy.passes for policy in loaded] == [2 * n for n in passes]
     assert [policy.trunk for policy in loaded] == [2 * n for n in passes]  # without sharing one call a pass

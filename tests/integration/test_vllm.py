@@ -176,13 +176,6 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(fresh):
         assert rollout.logprobs[0] == pytest.approx(expected[rollout.ids[0]], abs=1e-4)
 
 
-def test_repetition_penalty_is_passed_on(fresh):
-    engine, _ = fresh
-    first = engine.generate([PROMPT], Sampling(max_tokens=32, temperature=0.0), 1, [0])[0][0]
-    second = engine.generate([PROMPT], Sampling(max_tokens=32, temperature=0.0, repetition_penalty=100.0), 1, [0])[0][0]
-    assert len(set(second.ids)) == len(second.ids) and first.ids != second.ids
-
-
 def test_seed_decides_and_samples_differ(fresh):
     engine, _ = fresh
     twin = Prompt(id="twin", ids=PROMPT.ids)
