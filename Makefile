@@ -43,3 +43,4 @@ bench: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --config setup.cfg --no-cache

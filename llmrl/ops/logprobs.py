@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 1 << 22  # logits held at once; 16 MiB in fp32 stays near the processor's caches
+KEPT_ELEMENTS = 1 << 24  # logits of one call that may wait for the backward pass, 64 MiB in fp32, instead of a second head
 
 
 def token_statistics(
@@ -21,14 +22,15 @@ def token_statistics(
 ) -> tuple[Tensor, Tensor | None]:
     """(logprobs [N], entropy [N] or None) of `labels` [N] under softmax(head(hidden) / temperatures), in fp32 and nats.
 
-    hidden [N,H]; head maps [n,H] to logits [n,V]; gradients flow to hidden and to the head's own parameters. The
-    backward pass computes each chunk's logits again instead of keeping them.
+    hidden [N,H]; head maps [n,H] to logits [n,V]; gradients flow to hidden and to the head's own parameters. Of a
+    large call the backward pass computes each chunk's logits again instead of keeping them.
     """
     rows = max(1, CHUNK_ELEMENTS // vocabulary)
+    recompute = torch.is_grad_enabled() and len(labels) * vocabulary > KEPT_ELEMENTS
     parts = []
     for start in range(0, len(labels), rows):
         piece = (hidden[start : start + rows], labels[start : start + rows], temperatures[start : start + rows])
-        if torch.is_grad_enabled():
+        if recompute:
             parts.append(checkpoint(_chunk, head, *piece, entropy, use_reentrant=False, preserve_rng_state=False))
         else:
             parts.append(_chunk(head, *piece, entropy))

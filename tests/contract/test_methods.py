@@ -11,6 +11,7 @@ from steps import WHOLE, method, prepared, updated
 from llmrl import catalog
 from llmrl.algorithm import REDUCTIONS
 from llmrl.algorithms.ppo import ppo
+from llmrl.errors import TrainingError
 from llmrl.training.passes import run_pass
 from llmrl.training.ranks import Ranks
 from llmrl.training.update import Settings, Updater
@@ -134,3 +135,19 @@ def test_without_critic_and_penalty_ppo_is_the_surrogate_of_grpo(policy, referen
     plain = method("grpo", reduce="token_mean")
     silent = replace(ppo(value_coef=0.0, kl_coef=0.0), epochs=1, minibatches=1)
     assert_close(updated(policy, given, silent)[0], updated(policy, given, plain)[0])
+
+
+def test_weights_that_an_engine_does_not_hold_stop_the_update(policy, reference):
+    algorithm = method("grpo")
+    given = prepared(algorithm, policy, reference)
+    updater = Updater(policy, torch.optim.SGD(policy.module.parameters()), Ranks(), Settings(WHOLE, 9, 1.0, 0.5))
+    for sampler in (policy, reference):
+        given.arrays["rollout_logprobs"] = run_pass(sampler, given, WHOLE)["logprobs"]
+        before = [p.clone() for p in policy.module.parameters()]
+        if sampler is policy:
+            metrics = updater.update(given, algorithm, learning_rate=0.0, seed=0)
+            assert metrics["rollout/logprob_gap_max"] < 1e-5
+        else:
+            with pytest.raises(TrainingError, match="differ from the trainer's by"):
+                updater.update(given, algorithm, learning_rate=1.0, seed=0)
+            assert all(torch.equal(p, b) for p, b in zip(policy.module.parameters(), before, strict=True))

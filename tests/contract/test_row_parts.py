@@ -100,7 +100,7 @@ def test_half_precision_stays_near(part):
 
 
 @pytest.mark.parametrize("name", RELATIVE)
-@pytest.mark.parametrize("reward", [0.1, 1.0, -1e6, 1e-9])
+@pytest.mark.parametrize("reward", [0.9, 1.0, -1e6, 1e-9])  # three times 0.9 in fp32, divided by 3, is not 0.9
 def test_a_group_without_spread_gets_exactly_zero(name, reward):
     part = bind(catalog.get("advantages", name), {})
     given = batch()

@@ -21,7 +21,11 @@ pytestmark = [
 ]
 GAP = 1e-3  # mean and largest difference in fp32; healthy engines stay below 1e-5
 SMALL = {  # one token a byte, so every limit of the recipe in tokens is too low for it
-    "model": {"path": None, "make": {"name": "tiny", "vocabulary": "bytes", "max_positions": 2048}, "precision": "fp32"},
+    "model": {
+        "path": None,
+        "make": {"name": "tiny", "vocabulary": "bytes", "max_positions": 2048},
+        "precision": "fp32",
+    },
     "data.source": str(FOLDER / "gsm8k_train.jsonl"),
     "data.subset": None,
     "data.max_prompt_tokens": 1536,

@@ -42,6 +42,12 @@ def two_processes(recipe: Path, *overrides: str) -> str:
     return done.stdout
 
 
+def same_rows(found: list[dict], expected: list[dict]) -> None:
+    for row, alone in zip(found, expected, strict=True):
+        assert row.pop("stage") == alone.pop("stage")
+        assert row == pytest.approx(alone, rel=TOLERANCE, abs=TOLERANCE)
+
+
 STAGES = [  # 5 prompts a step: uneven on two processes, and PPO's second mini-batch holds rows of either
     {"name": "grpo", "algorithm": {"name": "grpo", "kl_coef": 0.04}},
     {"name": "ppo", "algorithm": {"name": "ppo"}},
@@ -73,21 +79,26 @@ def test_two_processes_give_what_one_gives(tmp_path):
         assert [r["ids"] for r in rollouts(two, step)] == [r["ids"] for r in rollouts(one.folder, step)]
     expected = rows(one.folder)
     assert len(expected) == 11  # 3 × 3 steps, and the evaluation before and after
-    for row, alone in zip(rows(two), expected, strict=True):
-        assert row.pop("stage") == alone.pop("stage")
-        assert row == pytest.approx(alone, rel=TOLERANCE, abs=TOLERANCE)
+    same_rows(rows(two), expected)
+
+
+UNEVEN = {
+    "model": {"lora": {"rank": 4}},
+    "algorithm": {"name": "ppo", "epochs": 1, "minibatches": 2},
+    "scorers": ["test_processes:only_here"],
+    "scoring": {"max_error_share": 1.0},
+    "stages": [
+        {"name": "both", "scorers": ["test_processes:placed"], "rollout": {"prompts_per_step": 5}},
+        {"name": "fewer", "rollout": {"prompts_per_step": 1}},  # none for the second process
+        {"name": "dropped"},  # every row of the second process
+    ],
+}
 
 
 def test_adapters_and_a_process_without_rows(tmp_path):
-    recipe = write_recipe(
-        tmp_path,
-        algorithm={"name": "ppo", "epochs": 1, "minibatches": 2},
-        model={"lora": {"rank": 4}},
-        scorers=["test_processes:only_here"],
-        scoring={"max_error_share": 1.0},
-        stages=[{"name": "dropped"}, {"name": "fewer", "rollout": {"prompts_per_step": 1}}],
-    )
-    two_processes(recipe)
-    steps = rows(tmp_path / "runs" / "run")
-    assert [row["rollout/dropped"] for row in steps] == [8.0] * 3 + [0.0] * 3
-    assert all(row["gradient/norm"] > 0 for row in steps)
+    two_processes(write_recipe(tmp_path, "two", **UNEVEN))
+    one = trained(tmp_path, "one", **UNEVEN)
+    two = rows(tmp_path / "runs" / "two")
+    same_rows(two[:6], rows(one.folder)[:6])
+    assert [row["rollout/dropped"] for row in two] == [0.0] * 6 + [8.0] * 3
+    assert all(row["gradient/norm"] > 0 for row in two)

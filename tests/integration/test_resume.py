@@ -23,7 +23,8 @@ TWO_STAGES = {
 }
 FCP = {
     "scorers": [{"name": "scripted_feedback", "tags": False}],
-    "algorithm": {"name": "fcp", "condition": {"min_score": 0.0}},  # any feedback enters the pool, so that it has a memory
+    # any feedback enters the pool, so that there is a memory to resume with
+    "algorithm": {"name": "fcp", "condition": {"min_score": 0.0}},
 }
 RUNS = {
     "grpo": STEPS | {"algorithm": {"name": "grpo", "kl_coef": 0.04}, "scorers": ["helpers:varied"]},
@@ -122,7 +123,9 @@ def test_never_resuming_starts_a_numbered_run(tmp_path):
 def test_another_recipe_is_refused_with_the_keys_that_differ(tmp_path):
     interrupted(tmp_path, 3, **RUNS["grpo"])
     changed = RUNS["grpo"] | {"seed": 7, "rollout": {"group_size": 2}}
-    with pytest.raises(CheckpointError, match=r"seed, stages\[0\]\.rollout\.group_size differ.*recipe\.yaml in that folder"):
+    with pytest.raises(
+        CheckpointError, match=r"seed, stages\[0\]\.rollout\.group_size differ.*recipe\.yaml in that folder"
+    ):
         trained(tmp_path, **changed)
     longer = RUNS["grpo"] | {"training": {"steps": 6, "save_every": 2}}  # how long to train may change
     assert len(rows(trained(tmp_path, **longer).folder)) == 6

@@ -127,7 +127,9 @@ def test_a_run_leaves_metrics_rollouts_and_a_report(twice):
         assert not [name for name in wanted if not math.isfinite(row[name])]
         assert not sampled or row["rollout/logprob_gap_max"] < 1e-4
     assert not any("metrics/not_finite" in row for row in every)
-    assert all(any(row["update/rows"] > 0 for row in steps if row["stage"] == s) for s in {row["stage"] for row in steps})
+    assert all(
+        any(row["update/rows"] > 0 for row in steps if row["stage"] == s) for s in {row["stage"] for row in steps}
+    )
     for row in steps:
         kept = rollouts(result.folder, row["global_step"])
         assert len(kept) == row["rollout/count"]

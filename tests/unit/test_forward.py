@@ -235,8 +235,8 @@ def test_a_wrong_shared_pass_is_noticed_and_left(policy, monkeypatch):
     right = forward.shared_states
 
     def wrong(trunk, rows):
-        states, first, rest, stride = right(trunk, rows)
-        return states, first, rest + 1, stride  # off by one token
+        states, first, rest = right(trunk, rows)
+        return states, first, rest + 1  # off by one token
 
     expected = policy.module(ROWS, WIDTH, shared=False)["logprobs"]
     monkeypatch.setattr(forward, "shared_states", wrong)

@@ -39,8 +39,10 @@ def test_entropy_of_three_logits():
     assert_close(found, tensor([math.log(0.665241)]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kept", [0, 1 << 24])
 @pytest.mark.parametrize("elements", [1, 4 * VOCABULARY + 3, 7 * VOCABULARY, TOKENS * VOCABULARY, 1 << 22])
-def test_chunks_change_neither_values_nor_gradients(given, elements, monkeypatch):
+def test_chunks_change_neither_values_nor_gradients(given, elements, kept, monkeypatch):
+    monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", kept)
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
     hidden, head, labels, temperatures = given
     hidden.requires_grad_()
@@ -61,6 +63,7 @@ def test_no_chunk_is_larger_than_allowed(given, monkeypatch):
 
 
 def test_no_logits_are_kept_for_the_backward_pass(given, monkeypatch):
+    monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", TOKENS * VOCABULARY - 1)
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 5 * VOCABULARY)
     hidden, head, labels, temperatures = given
     kept = []
