@@ -112,7 +112,7 @@ def get(kind: str, name: str) -> Callable[..., Any]:
         )
     module_name, _, attribute = path.partition(":")
     if name not in known and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a user's own module stands beside the recipe
+        sys.path.insert(0, str(Path.cwd()))  # a user's own module stands in the working directory
     try:
         value: Any = importlib.import_module(module_name)
     except ImportError as error:

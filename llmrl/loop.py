@@ -52,7 +52,7 @@ class Loop:
         with clock("generate"):
             groups, first = self.generate(number)
         with clock("score"):
-            groups = score(groups, stage.scorers, stage.config.scoring)
+            groups = score(groups, stage.scorers, stage.config.scoring, self.ranks.gather)
             batch, places = self.assemble(groups, first)
         with clock("passes"):
             self.run_passes(batch)

@@ -44,6 +44,15 @@ class Job:
     rollouts: tuple[tuple[int, int], ...]  # (group, rollout) positions
 
 
+@dataclass(frozen=True)
+class Faults:
+    """Rollouts, those that could not be judged, and each error as (scorer, prompt id, reason)."""
+
+    rollouts: int
+    failed: int
+    errors: list[tuple[str, str, str]]
+
+
 def make_scorer(named: Named) -> Scorer:
     """The scorer that a recipe names: 'math_answer' or {name: format_tags, weight: 0.2, <options>}.
 
@@ -106,13 +115,19 @@ def shape_of(function: Callable[..., Any], name: str) -> str:
     )
 
 
-def score(groups: Sequence[Group], scorers: Sequence[Scorer], config: Scoring) -> list[Group]:
+def score(
+    groups: Sequence[Group],
+    scorers: Sequence[Scorer],
+    config: Scoring,
+    gather: Callable[[Faults], Sequence[Faults]] = lambda found: [found],
+) -> list[Group]:
     """The groups with `scores` filled in: for each rollout, every scorer's Score by name.
 
     What a scorer raises, a value that is not a finite number, a wrong count or an asynchronous answer later than
     `config.timeout` seconds a rollout becomes a Score with an error. 'retry' asks once more. Synchronous scorers run
     one after the other in this thread and cannot be interrupted; asynchronous ones run together in one event loop.
-    Raises ScoringError for any error under 'fail', or for more rollouts with errors than `config.max_error_share`.
+    Raises ScoringError for any error under 'fail', or for more rollouts with errors than `config.max_error_share`;
+    `gather` brings in the faults of the other processes.
     """
     jobs = [job for scorer in scorers for job in jobs_of(scorer, groups)]
     retry = config.on_error == "retry"
@@ -130,7 +145,7 @@ def score(groups: Sequence[Group], scorers: Sequence[Scorer], config: Scoring) -
         replace(group, scores=tuple({n: found[g, r][n] for n in names} for r in range(len(group.rollouts))))
         for g, group in enumerate(groups)
     ]
-    refuse(scored, config)
+    refuse(gather(faults(scored)), config)
     return scored
 
 
@@ -141,26 +156,26 @@ def usable(scores: dict[str, Score]) -> bool:
     return not scores or any(one.value is not None for one in scores.values())
 
 
-def refuse(groups: Sequence[Group], config: Scoring) -> None:
-    """Raise ScoringError where the errors are more than the recipe tolerates."""
-    errors = [
-        (name, group.prompt.id, one.error)
-        for group in groups
-        for scores in group.scores
-        for name, one in scores.items()
-        if one.error is not None
-    ]
+def faults(groups: Sequence[Group]) -> Faults:
+    """The errors among scored rollouts."""
+    rows = [(group.prompt.id, scores) for group in groups for scores in group.scores]
+    errors = [(name, prompt, one.error) for prompt, scores in rows for name, one in scores.items() if one.error]
+    return Faults(len(rows), sum(any(one.error for one in scores.values()) for _, scores in rows), errors)
+
+
+def refuse(found: Sequence[Faults], config: Scoring) -> None:
+    """Raise ScoringError where the errors of all processes are more than the recipe tolerates."""
+    errors = [error for one in found for error in one.errors]
     if errors and config.on_error == "fail":
         name, prompt, reason = errors[0]
         raise ScoringError(
             f"scorer {name} failed on prompt {prompt}: {reason}. Mend the scorer, or set scoring.on_error to drop."
         )
-    rows = [scores for group in groups for scores in group.scores]
-    failed = sum(any(one.error is not None for one in scores.values()) for scores in rows)
-    if failed > config.max_error_share * len(rows):
+    rollouts, failed = sum(one.rollouts for one in found), sum(one.failed for one in found)
+    if failed > config.max_error_share * rollouts:
         (name, reason), times = Counter((name, reason) for name, _, reason in errors).most_common(1)[0]
         raise ScoringError(
-            f"{failed} of {len(rows)} rollouts could not be scored; scoring.max_error_share allows "
+            f"{failed} of {rollouts} rollouts could not be scored; scoring.max_error_share allows "
             f"{config.max_error_share:g}. Most often ({times} times) scorer {name}: {reason}. Mend the scorer."
         )
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 1 << 22  # logits held at once; 16 MiB in fp32 stays near the processor's caches
-KEPT_ELEMENTS = 1 << 24  # logits of one call that may wait for the backward pass, 64 MiB in fp32, instead of a second head
+KEPT_ELEMENTS = (
+    1 << 24
+)  # logits of one call that may wait for the backward pass, 64 MiB in fp32, instead of a second head
 
 
 def token_statistics(

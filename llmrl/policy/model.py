@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,10 +164,12 @@ def load_policy(
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-        enlarged = folder / "enlarged"
-        model.config.save_pretrained(enlarged)
-        tokenizer.save_pretrained(enlarged)
-        path = str(enlarged)
+
+        def write(draft: Path) -> None:
+            model.config.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+
+        path = written_once(folder / "enlarged", write)
     if config.lora is not None:
         model = with_adapters(model, config, trained if adapters else None, seed)
         path = source if not config.added_tokens else path
@@ -196,16 +198,20 @@ def pinned(config: Model) -> str:
 
 def make(config: Model, folder: Path, seed: int) -> str:
     """Write the catalog model that `model.make` names, unless it is there already."""
-    target = folder / "made"
-    if target.exists():
-        return str(target)
     name, options = catalog.split_named(config.make)
-    draft = folder / f"made.tmp-{os.getpid()}"
-    bind(catalog.get("models", name), {"seed": seed, **options})(str(draft))
-    try:
-        draft.rename(target)
-    except OSError:  # another process of the run was first
-        shutil.rmtree(draft)
+    part = bind(catalog.get("models", name), {"seed": seed, **options})
+    return written_once(folder / "made", lambda draft: part(str(draft)))
+
+
+def written_once(target: Path, write: Callable[[Path], Any]) -> str:
+    """A folder of the run that whichever process comes first writes, whole or not at all."""
+    if not target.exists():
+        draft = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+        write(draft)
+        try:
+            draft.rename(target)
+        except OSError:  # another process was first
+            shutil.rmtree(draft)
     return str(target)
 
 

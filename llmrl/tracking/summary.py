@@ -10,7 +10,8 @@ def summary(folder: RunFolder) -> str:
     """Each evaluation before and after its last stage with intervals, the report, and three commands."""
     rows = folder.metrics()
     lines = [""]
-    names = dict.fromkeys(key.split("/")[1] for row in rows for key in row if key.endswith("/accuracy"))
+    parts = [key.split("/") for row in rows for key in row]
+    names = dict.fromkeys(key[1] for key in parts if key[0] == "eval" and key[-1] == "accuracy")
     for name in names:
         measured = [row for row in rows if row.get(f"eval/{name}/accuracy") is not None]
         last = [row for row in measured if row["stage"] == measured[-1]["stage"]]

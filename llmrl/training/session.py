@@ -237,6 +237,7 @@ def place(recipe: Recipe, ranks: Ranks) -> tuple[Path, Path | None, list[str]]:
     run = recipe.run
     base = Path(run.out) / (run.name or recipe.path.stem)
     found: tuple[Path, Path | None, list[str]] = (base, None, [])
+    refused: list[str] = []
     if run.resume not in ("auto", "never"):
         path = Path(run.resume)
         problem = checkpoint.damage(path)
@@ -246,10 +247,11 @@ def place(recipe: Recipe, ranks: Ranks) -> tuple[Path, Path | None, list[str]]:
     for number in itertools.count(1):
         folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
         if not folder.exists():
-            found = (folder, None, [])
+            found = (folder, None, refused)
             break
         if run.resume == "auto" and not (folder / FINISHED).exists():
-            path, refused = checkpoint.newest(folder)
+            path, damaged = checkpoint.newest(folder)
+            refused += [f"{folder}: {line}" for line in damaged]
             if path is not None:
                 found = (folder, path, refused)
                 break
@@ -258,8 +260,9 @@ def place(recipe: Recipe, ranks: Ranks) -> tuple[Path, Path | None, list[str]]:
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """What a checkpoint must have in common with the recipe that goes on from it."""
-    keep = ("name", "data", "algorithm", "scorers", "scoring", "rollout")
-    stages = [{k: v for k, v in stage.model_dump(mode="json").items() if k in keep} for stage in recipe.stages]
+    keep = ("name", "data", "algorithm", "scorers", "scoring", "rollout", "training")
+    free = {"training": {"steps", "save_every", "keep_checkpoints", "tokens_per_micro_batch", "max_logprob_gap"}}
+    stages = [stage.model_dump(mode="json", include=set(keep), exclude=free) for stage in recipe.stages]
     return {"model": recipe.run.model.model_dump(mode="json"), "seed": recipe.run.seed, "stages": stages}
 
 
