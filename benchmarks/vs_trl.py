@@ -24,11 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-SIDES = {  # what differs from TRL's own defaults; None is llmrl
-    "llmrl": None,
-    "TRL, defaults": {},
-    "TRL, tuned": {"bf16": False, "gradient_checkpointing": False},
-}
+SIDES = ("llmrl", "TRL, defaults", "TRL, tuned")
+EXACT = {"bf16": False, "gradient_checkpointing": False}  # what TRL is set to for the comparison of gradients
 PARTS = ("step", "generate", "train", "rest")
 WARM_UP = 2
 LEARNING_RATE = 1e-6  # too small to move the lengths within a measurement
@@ -37,7 +34,11 @@ GRADIENT_TOLERANCE = 1e-4  # of the largest component
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and a step. mean_length: what the end token's probability is set for; longest_prompt: in tokens."""
+    """A model and a step. mean_length: what the end token's probability is set for; longest_prompt: in tokens.
+
+    tuned: the GRPOConfig options that were fastest of bf16 or fp32, activation checkpointing or none, and 8, 32 or all
+    completions forwarded together.
+    """
 
     model: dict[str, Any]
     prompts_per_step: int
@@ -45,7 +46,7 @@ class Shape:
     longest_prompt: int
     max_tokens: int
     mean_length: float
-    rows_at_once: int  # completions that TRL forwards together when tuned
+    tuned: dict[str, Any]
 
     @property
     def completions(self) -> int:
@@ -56,10 +57,12 @@ SHAPES = {
     "A": Shape(
         model={"hidden": 256, "layers": 4, "feed_forward": 1024, "vocabulary": "bytes",
                "added": [f"<w{i}>" for i in range(7929)]},
-        prompts_per_step=4, group_size=8, longest_prompt=64, max_tokens=128, mean_length=41.0, rows_at_once=8,
+        prompts_per_step=4, group_size=8, longest_prompt=64, max_tokens=128, mean_length=41.0,
+        tuned={"bf16": True, "gradient_checkpointing": False, "per_device_train_batch_size": 32},
     ),
     "demo": Shape(
-        model={}, prompts_per_step=16, group_size=8, longest_prompt=24, max_tokens=56, mean_length=18.4, rows_at_once=32,
+        model={}, prompts_per_step=16, group_size=8, longest_prompt=24, max_tokens=56, mean_length=18.4,
+        tuned={"bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": 128},
     ),
 }  # fmt: skip
 
@@ -110,7 +113,7 @@ def make_prompts(shape: Shape, steps: int, file: Path, tokenizer: Any) -> None:
             out.write(json.dumps({"prompt": [{"role": "user", "content": content}]}) + "\n")
 
 
-def llmrl_loop(shape: Shape, folder: Path) -> Any:
+def llmrl_loop(shape: Shape, folder: Path, seed: int) -> Any:
     """A llmrl Loop over the prompts in `folder`."""
     from llmrl.loop import Loop
     from llmrl.recipe import resolve
@@ -121,8 +124,7 @@ def llmrl_loop(shape: Shape, folder: Path) -> Any:
         "model": {"path": str(folder / "model")},
         "data": {"source": str(folder / "prompts.jsonl"), "shuffle": False},
         "algorithm": {"name": "grpo", "reduce": "token_mean"},
-        "scorers": ["benchmarks.vs_trl:even_share"],
-        "rollout": {"prompts_per_step": shape.prompts_per_step, "group_size": shape.group_size,
+                "rollout": {"prompts_per_step": shape.prompts_per_step, "group_size": shape.group_size,
                     "max_tokens": shape.max_tokens},
         "training": {"learning_rate": LEARNING_RATE},
     }  # fmt: skip
@@ -131,21 +133,21 @@ def llmrl_loop(shape: Shape, folder: Path) -> Any:
     policy = first_policy(recipe, folder)
     stage = build_stage(recipe, 0, policy, ranks, folder, None, functions=[even_share])
     policy.wrapped = ranks.accelerator.prepare_model(policy.module)
-    return Loop(stage, ranks, seed=0)
+    return Loop(stage, ranks, seed)
 
 
-def trl_trainer(shape: Shape, folder: Path, steps: int, options: dict[str, Any], callbacks: tuple = ()) -> Any:
+def trl_trainer(shape: Shape, folder: Path, steps: int, seed: int, options: dict[str, Any], callbacks: tuple = ()) -> Any:
     """A GRPOTrainer over the prompts in `folder`."""
     from datasets import load_dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    rows = shape.rows_at_once if options else GRPOConfig.per_device_train_batch_size
+    rows = options.get("per_device_train_batch_size", GRPOConfig.per_device_train_batch_size)
     config = GRPOConfig(
         output_dir=str(folder / "trl"), max_steps=steps, learning_rate=LEARNING_RATE, num_generations=shape.group_size,
-        per_device_train_batch_size=rows, gradient_accumulation_steps=shape.completions // rows,
+        gradient_accumulation_steps=shape.completions // rows,
         max_completion_length=shape.max_tokens, shuffle_dataset=False, use_cpu=True, report_to="none", save_strategy="no",
-        disable_tqdm=True, logging_steps=1, seed=0, **options,
+        disable_tqdm=True, logging_steps=1, seed=seed, **options,
     )  # fmt: skip
     prompts = load_dataset("json", data_files=str(folder / "prompts.jsonl"), split="train", cache_dir=str(folder / "cache"))
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
@@ -153,11 +155,11 @@ def trl_trainer(shape: Shape, folder: Path, steps: int, options: dict[str, Any],
                        callbacks=list(callbacks))  # fmt: skip
 
 
-def measure_llmrl(shape: Shape, folder: Path, steps: int) -> list[dict[str, float]]:
+def measure_llmrl(shape: Shape, folder: Path, steps: int, seed: int) -> list[dict[str, float]]:
     """CPU-seconds by part, and the mean length, of each step; metrics are made as in a run."""
     from llmrl.observe import describe
 
-    loop, out = llmrl_loop(shape, folder), []
+    loop, out = llmrl_loop(shape, folder, seed), []
     time.perf_counter = time.process_time  # the loop's own clock, in CPU-seconds
     for number in range(steps):
         start = time.process_time()
@@ -168,7 +170,9 @@ def measure_llmrl(shape: Shape, folder: Path, steps: int) -> list[dict[str, floa
     return out
 
 
-def measure_trl(shape: Shape, folder: Path, steps: int, options: dict[str, Any]) -> list[dict[str, float]]:
+def measure_trl(
+    shape: Shape, folder: Path, steps: int, seed: int, options: dict[str, Any]
+) -> list[dict[str, float]]:
     """The same for TRL: a step lasts from the end of one to the end of the next, its data and its log included.
 
     'train' is what remains of the step when preparing the inputs (generation, rewards) and what lies between steps are
@@ -202,7 +206,7 @@ def measure_trl(shape: Shape, folder: Path, steps: int, options: dict[str, Any])
 
         return call
 
-    trainer = trl_trainer(shape, folder, steps, options, (Watch(),))
+    trainer = trl_trainer(shape, folder, steps, seed, options, (Watch(),))
     trainer._generate = timed("generate", trainer._generate)
     trainer._prepare_inputs = timed("prepare", trainer._prepare_inputs)
     spent["step"] = time.process_time()
@@ -219,13 +223,12 @@ def gradient_difference(shape: Shape, folder: Path) -> float:
     import torch
 
     from llmrl.policy.forward import padded
+    from llmrl.scoring import score
     from llmrl.training.assemble import ragged
     from llmrl.training.credit import assign_credit
 
-    loop = llmrl_loop(shape, folder)
+    loop = llmrl_loop(shape, folder, seed=0)
     groups, first = loop.generate(0)
-    from llmrl.scoring import score
-
     batch, _ = loop.assemble(score(groups, loop.stage.scorers, loop.stage.config.scoring), first)
     assign_credit(batch, loop.stage.algorithm, loop.ranks)
     updater, found = loop.stage.updater, {}
@@ -235,7 +238,7 @@ def gradient_difference(shape: Shape, folder: Path) -> float:
     )
     updater.update(batch, loop.stage.algorithm, learning_rate=0.0, seed=0)
 
-    trainer = trl_trainer(shape, folder, 1, SIDES["TRL, tuned"])
+    trainer = trl_trainer(shape, folder, 1, 0, EXACT)
     trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation = 1
     trainer.model.train()
     prompt_ids, prompt_mask = padded([s.training for s in batch.samples], torch.device("cpu"), left=True)
@@ -251,10 +254,11 @@ def gradient_difference(shape: Shape, folder: Path) -> float:
     return max((found[n] - g).abs().max().item() for n, g in theirs.items()) / largest
 
 
-def in_process(shape: str, folder: Path, side: str, steps: int) -> Any:
-    """The JSON that a process of this file prints for `side`."""
-    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, __file__, "--shape", shape, "--side", side, "--folder", str(folder), "--steps", str(steps)]
+def in_process(shape: str, folder: Path, side: str, steps: int, seed: int = 0) -> Any:
+    """What a process of this file prints for `side`, read as JSON."""
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    words = {"shape": shape, "side": side, "folder": str(folder), "steps": str(steps), "seed": str(seed)}
+    command = [sys.executable, __file__, *(word for name, value in words.items() for word in (f"--{name}", value))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side}: the process ended with status {done.returncode}:\n{done.stderr[-2000:]}")
@@ -281,27 +285,25 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor()}, 1 thread, Python {platform.python_version()}, {packages}"
 
 
-def compare(shape: str, rounds: int, steps: int) -> float:
+def compare(shape: str, rounds: int, steps: int) -> None:
     """Print gradient check, table and ratio; the ratio is the faster TRL side's median step over llmrl's."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        in_process(shape, folder, "make", (WARM_UP + steps) * 2)
+        in_process(shape, folder, "make", WARM_UP + steps)
         difference = in_process(shape, folder, "check", 1)
         print(f"{machine()}\ngradients of one batch differ by {difference:.1e} of the largest component")
         if not difference < GRADIENT_TOLERANCE:
             raise SystemExit(f"expected less than {GRADIENT_TOLERANCE:g}: the sides do not do equal work. Compare the losses.")
         rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        for _ in range(rounds):
+        for seed in range(rounds):
             for side in SIDES:
-                rows[side] += in_process(shape, folder, side, WARM_UP + steps)[WARM_UP:]
+                rows[side] += in_process(shape, folder, side, WARM_UP + steps, seed)[WARM_UP:]
     print(table(rows))
     middle = {side: median(s["step"] for s in found) for side, found in rows.items()}
-    ratio = min(seconds for side, seconds in middle.items() if SIDES[side] is not None) / middle["llmrl"]
-    print(f"ratio {shape} {ratio:.2f}")
-    return ratio
+    print(f"ratio {shape} {min(middle[side] for side in SIDES[1:]) / middle['llmrl']:.2f}")
 
 
-def measure(shape: Shape, folder: Path, side: str, steps: int) -> Any:
+def measure(shape: Shape, folder: Path, side: str, steps: int, seed: int) -> Any:
     """What one process does: make the inputs, compare gradients, or time a side."""
     import torch
     from transformers import AutoTokenizer
@@ -312,8 +314,9 @@ def measure(shape: Shape, folder: Path, side: str, steps: int) -> Any:
         return make_prompts(shape, steps, folder / "prompts.jsonl", AutoTokenizer.from_pretrained(folder / "model"))
     if side == "check":
         return gradient_difference(shape, folder)
-    options = SIDES[side]
-    return measure_llmrl(shape, folder, steps) if options is None else measure_trl(shape, folder, steps, options)
+    if side == "llmrl":
+        return measure_llmrl(shape, folder, steps, seed)
+    return measure_trl(shape, folder, steps, seed, shape.tuned if side == "TRL, tuned" else {})
 
 
 def main() -> None:
@@ -323,11 +326,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help=f"measured steps a process, after {WARM_UP} to warm up")
     parser.add_argument("--side", choices=[*SIDES, "make", "check"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side is None:
         compare(given.shape, given.rounds, given.steps)
     else:
-        print(json.dumps(measure(SHAPES[given.shape], given.folder, given.side, given.steps)))
+        print(json.dumps(measure(SHAPES[given.shape], given.folder, given.side, given.steps, given.seed)))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def find(name: str | Path) -> Path:
     if path.is_file():
         return path
     files = sorted(RECIPES.rglob("*.yaml"))
-    matches = [f for f in files if str(name) in (f.stem, f.name, str(f.relative_to(RECIPES).with_suffix("")))]
+    exact = [f for f in files if str(name) == str(f.relative_to(RECIPES).with_suffix(""))]
+    matches = exact or [f for f in files if str(name) in (f.stem, f.name)]
     if len(matches) == 1:
         return matches[0]
     if matches:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llmrl import catalog
@@ -122,8 +123,6 @@ class Policy:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.module.value_head is not None:
-            from safetensors.torch import save_file
-
             save_file(self.module.value_head.state_dict(), folder / "value_head.safetensors")
 
 
@@ -181,6 +180,9 @@ def load_policy(
         head = nn.Linear(base_model(model).config.get_text_config().hidden_size, 1)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
+        stored = Path(path) / "value_head.safetensors"
+        if stored.exists():  # the critic of an earlier run
+            head.load_state_dict(load_file(stored))
     check_head(model)
     # transformers gives a model that checkpoints its activations no cache, which sharing stands on
     shared = config.shared_prompt == "auto" and not config.gradient_checkpointing

@@ -34,7 +34,7 @@ def test_prompt_as_text_stays_raw():
 def test_prompt_as_messages():
     prompt = convert({"prompt": [user("2+2") | {"name": None}], "reference": "4"})
     assert prompt.messages == (user("2+2"),) and prompt.text is None
-    assert prompt.reference == "4" and prompt.columns == {}
+    assert prompt.reference == "4" and prompt.columns == {"reference": "4"}
     assert "ends with an assistant turn" in refused({"prompt": [user("a"), assistant("b")]})
 
 
@@ -128,9 +128,9 @@ def test_feedback():
 def test_columns_are_mapped_and_the_rest_is_kept():
     row = {"question": "2+2", "answer": "4", "level": 1}
     prompt = convert(row, columns={"prompt": "question"})
-    assert (prompt.text, prompt.reference, prompt.columns) == ("2+2", "4", {"level": 1})
+    assert (prompt.text, prompt.reference, prompt.columns) == ("2+2", "4", {"answer": "4", "level": 1})
     both = convert(row, columns={"prompt": "question", "completion": "answer", "reference": "level"})
-    assert (both.completions[0].text, both.reference, both.columns) == ("4", 1, {})
+    assert (both.completions[0].text, both.reference, both.columns) == ("4", 1, {"level": 1})
     assert convert(row, columns={"prompt": "question", "completion": "answer"}).reference is None
 
 
@@ -146,7 +146,7 @@ def test_templates_take_values_as_they_are():
     row = {"question": "f{x} {answer}", "answer": "4"}
     prompt = convert(row, user="{question} \\boxed{} {{n}}", system="Be {answer}.")
     assert prompt.messages == ({"role": "system", "content": "Be 4."}, user("f{x} {answer} \\boxed{} {n}"))
-    assert prompt.reference == "4" and prompt.columns == {"question": "f{x} {answer}"}
+    assert prompt.reference == "4" and prompt.columns == {"question": "f{x} {answer}", "answer": "4"}
     assert "column 'quest' is not there. Columns: question, answer" in refused(row, user="{quest}")
     assert "is a list, not text or a number" in refused({"question": ["a"]}, user="{question}")
 

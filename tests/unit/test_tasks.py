@@ -32,7 +32,7 @@ def test_references_are_right_and_rows_convert(source):
         assert row["reference"] == str(value(question(row)))
         prompt = to_prompt(row, Data(source="x"), number)
         assert prompt.messages == ({"role": "user", "content": question(row)},)
-        assert prompt.reference == row["reference"] and prompt.columns == {}
+        assert prompt.reference == row["reference"] and prompt.columns == {"reference": row["reference"]}
 
 
 @pytest.mark.parametrize("source", SOURCES)
