@@ -33,10 +33,10 @@ demo: setup
 	$(BIN)/llmrl demo
 
 test: setup
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not learn" $(TESTS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile $(TESTS)
 
 learn: setup
-	$(PYTEST) -m learn $(TESTS)
+	$(BIN)/python benchmarks/learn.py
 
 bench: setup
 	$(BIN)/python benchmarks/vs_trl.py

@@ -39,18 +39,19 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the table. measure: the run's folder -> its value before and after; `answers`: (evaluation, stage) whose
-    records give the interval over problems, or None; expected: whether a seed's (before, after) is as `expectation` says, None
-    where that is for the reader to compare.
+    """One row of the table.
+
+    measure: the run's folder -> its value before and after. answers: (evaluation, stage) whose records give the interval
+    over problems. held: whether one seed's (before, after) is as `expected` says; None leaves that to the reader.
     """
 
     method: str
     what: str
     experiment: Experiment
     measure: Callable[[RunFolder], tuple[float, float]]
-    answers: tuple[str, str] | None
-    expected: Callable[[float, float], bool] | None
-    expectation: str
+    expected: str
+    held: Callable[[float, float], bool] | None
+    answers: tuple[str, str] | None = None
 
 
 def ends(stage: str, *weighted: tuple[float, str]) -> Callable[[RunFolder], tuple[float, float]]:
@@ -81,28 +82,44 @@ def measured(folder: RunFolder, stage: str, name: str) -> list[Row]:
 QUICKSTART, PPO, DPO, FCP = (Experiment(r, r) for r in ("quickstart", "ppo_addition", "dpo_addition", "fcp_addition"))
 ABLATION = Experiment("fcp_no_relabel", "fcp_addition", (NO_RELABEL,))
 SAMPLED, POSITIVE, NEGATIVE = (f"eval/{name}/accuracy" for name in ("sampled", "positive", "negative"))
-GAP = ((1.0, POSITIVE), (-1.0, NEGATIVE))
 
 
 def rises(before: float, after: float) -> bool:
     return after > before
 
 
+def falls(before: float, after: float) -> bool:
+    return after < before
+
+
+def accuracy_rises(method: str, experiment: Experiment, stage: str) -> Claim:
+    """Sampled answers to held-out problems get better over the stage."""
+    measure = ends(stage, (1.0, SAMPLED))
+    return Claim(method, "accuracy of sampled answers", experiment, measure, "rises", rises, ("sampled", stage))
+
+
+def told_correct(method: str, experiment: Experiment, expected: str, held: Callable | None) -> Claim:
+    """Held-out accuracy under the positive condition, over the bootstrap stage."""
+    measure, answers = ends("bootstrap", (1.0, POSITIVE)), ("positive", "bootstrap")
+    return Claim(method, "accuracy when told correct", experiment, measure, expected, held, answers)
+
+
+CRITIC = mean_of_ends("ppo", "critic/error")
+PAIRS, MARGIN = ends("dpo", (1.0, "eval/pairs/accuracy")), ends("dpo", (1.0, "eval/pairs/margin"))
+GAP = ends("offline", (1.0, POSITIVE), (-1.0, NEGATIVE))
 CLAIMS = [
-    Claim("GRPO", "accuracy of sampled answers", QUICKSTART, ends("grpo", (1.0, SAMPLED)), ("sampled", "grpo"), rises, "rises"),
-    Claim("PPO", "accuracy of sampled answers", PPO, ends("ppo", (1.0, SAMPLED)), ("sampled", "ppo"), rises, "rises"),
-    Claim("PPO", "squared error of the critic, in training", PPO, mean_of_ends("ppo", "critic/error"), None,
-          lambda before, after: after < before, "falls"),
-    Claim("DPO", "held-out pairs whose right answer gained more", DPO, ends("dpo", (1.0, "eval/pairs/accuracy")), None,
-          lambda before, after: after > 0.5, "more than half"),
-    Claim("DPO", "margin of those pairs", DPO, ends("dpo", (1.0, "eval/pairs/margin")), None, rises, "rises"),
-    Claim("DPO", "accuracy of sampled answers", DPO, ends("dpo", (1.0, SAMPLED)), ("sampled", "dpo"), rises, "rises"),
-    Claim("FCP offline", "accuracy when told correct less accuracy when told wrong", FCP, ends("offline", *GAP), None,
-          lambda before, after: before < 0.1 and after >= 0.3, "none before, at least 0.3 after"),
-    Claim("FCP bootstrap", "accuracy when told correct", FCP, ends("bootstrap", (1.0, POSITIVE)), ("positive", "bootstrap"),
-          rises, "rises"),
-    Claim("FCP without relabelling", "accuracy when told correct", ABLATION, ends("bootstrap", (1.0, POSITIVE)),
-          ("positive", "bootstrap"), None, "less than with it"),
+    accuracy_rises("GRPO", QUICKSTART, "grpo"),
+    accuracy_rises("PPO", PPO, "ppo"),
+    Claim("PPO", "squared error of the critic, in training", PPO, CRITIC, "falls", falls),
+    accuracy_rises("DPO", DPO, "dpo"),
+    Claim("DPO", "pairs whose right answer gained more", DPO, PAIRS, "above 0.5", lambda before, after: after > 0.5),
+    Claim("DPO", "margin of those pairs", DPO, MARGIN, "rises", rises),
+    Claim(
+        *("FCP offline", "accuracy told correct less accuracy told wrong", FCP, GAP, "below 0.1, then 0.3 or more"),
+        lambda before, after: before < 0.1 and after >= 0.3,
+    ),
+    told_correct("FCP bootstrap", FCP, "rises", rises),
+    told_correct("FCP without relabelling", ABLATION, "less than with it", None),
 ]
 
 
@@ -153,7 +170,7 @@ def line(claim: Claim, folders: Sequence[RunFolder]) -> str:
     pairs = [claim.measure(folder) for folder in folders]
     gain = over_seeds([after - before for before, after in pairs])
     problems = over_problems(folders, *claim.answers) if claim.answers else None
-    held = f": {sum(claim.expected(*pair) for pair in pairs)} of {len(pairs)}" if claim.expected else ""
+    held = f": {sum(claim.held(*pair) for pair in pairs)} of {len(pairs)}" if claim.held else ""
     cells = [
         claim.method,
         claim.what,
@@ -162,7 +179,7 @@ def line(claim: Claim, folders: Sequence[RunFolder]) -> str:
         ", ".join(f"{before:.3f} → {after:.3f}" for before, after in pairs),
         f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})",
         f"{problems.low:+.3f} to {problems.high:+.3f}" if problems else "",
-        f"{claim.expectation}{held}",
+        f"{claim.expected}{held}",
     ]
     return f"| {' | '.join(cells)} |"
 
