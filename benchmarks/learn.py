@@ -198,7 +198,7 @@ def rounds(folders: Sequence[RunFolder]) -> list[str]:
 
 
 def costs(experiments: Sequence[Experiment], runs: dict[Experiment, list[RunFolder]]) -> list[str]:
-    lines = ["| run | CPU-seconds, per seed, all stages | command |", "|---|---|---|"]
+    lines = ["| run | CPU-seconds, per seed | command |", "|---|---|---|"]
     for experiment in experiments:
         spent = [(folder.path / CPU_SECONDS).read_text().strip() for folder in runs[experiment]]
         command = " ".join(["llmrl train", experiment.recipe, *experiment.overrides, "seed=N"])
@@ -221,6 +221,11 @@ FEEDBACK = """
 
 The loss is the likelihood of the policy's own answers under the feedback that they earned; no reward enters it. Accuracy on
 held-out sums when the prompt says that the answer is correct, or wrong, as bootstrapping goes on; mean over seeds:
+"""
+COSTS = """
+## Costs
+
+User and system time of each whole run, every stage and evaluation of it, one thread, on the machine that wrote this page.
 """
 
 
@@ -245,7 +250,7 @@ def main() -> None:
     page += [line(claim, runs[claim.experiment]) for claim in claims]
     if FCP in runs:
         page += [FEEDBACK, *rounds(runs[FCP])]
-    page += ["", "## Costs", "", *costs(experiments, runs)]
+    page += [COSTS, *costs(experiments, runs)]
     asked.page.parent.mkdir(exist_ok=True)
     asked.page.write_text("\n".join(page) + "\n")
     print(asked.page.read_text())

@@ -286,7 +286,7 @@ def machine() -> str:
 
 
 def compare(shape: str, rounds: int, steps: int) -> None:
-    """Print gradient check, table and ratio; the ratio is the faster TRL side's median step over llmrl's."""
+    """Print the comparison of gradients, the table and the ratio; SystemExit when the gradients differ."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         in_process(shape, folder, "make", WARM_UP + steps)
@@ -294,13 +294,19 @@ def compare(shape: str, rounds: int, steps: int) -> None:
         print(f"{machine()}\ngradients of one batch differ by {difference:.1e} of the largest component")
         if not difference < GRADIENT_TOLERANCE:
             raise SystemExit(f"expected less than {GRADIENT_TOLERANCE:g}: the sides do not do equal work. Compare the losses.")
-        rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        rounds_of = {side: [] for side in SIDES}
         for seed in range(rounds):
             for side in SIDES:
-                rows[side] += in_process(shape, folder, side, WARM_UP + steps, seed)[WARM_UP:]
-    print(table(rows))
+                rounds_of[side].append(in_process(shape, folder, side, WARM_UP + steps, seed)[WARM_UP:])
+    each = [ratio({side: found[i] for side, found in rounds_of.items()}) for i in range(rounds)]
+    rows = {side: [step for some in found for step in some] for side, found in rounds_of.items()}
+    print(f"{table(rows)}\nratios of the rounds: {', '.join(f'{r:.2f}' for r in each)}\nratio {shape} {ratio(rows):.2f}")
+
+
+def ratio(rows: dict[str, list[dict[str, float]]]) -> float:
+    """Median step of the faster TRL side over llmrl's."""
     middle = {side: median(s["step"] for s in found) for side, found in rows.items()}
-    print(f"ratio {shape} {min(middle[side] for side in SIDES[1:]) / middle['llmrl']:.2f}")
+    return min(middle[side] for side in SIDES[1:]) / middle["llmrl"]
 
 
 def measure(shape: Shape, folder: Path, side: str, steps: int, seed: int) -> Any:

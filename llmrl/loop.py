@@ -67,6 +67,8 @@ class Loop:
             if stage.config.rollout.sync == "every_step":
                 stage.version += 1
                 stage.engine.sync(stage.updater.policy, stage.version)
+        if stage.algorithm.condition is not None:
+            stats["feedback/cut"] = self.ranks.sums({"cut": stage.feedback_cut})["cut"]
         return Collected(groups, places, batch, stats | {"learning_rate": rate}, clock.seconds)
 
     def generate(self, number: int) -> tuple[list[Group], int]:

@@ -16,6 +16,8 @@ def measure(loop: Loop, folder: RunFolder, global_step: int, names: list[str]) -
     out: dict[str, float] = {}
     for name in names if loop.ranks.main else []:
         what = loop.stage.measurements[name]
+        report = what.prompts.report
+        out[f"eval/{name}/refused"] = report.too_long + report.bad
         if what.scorers:
             result = sampled(loop, what)
             folder.write_evaluation(name, global_step, result.records)
@@ -54,4 +56,6 @@ def stored(loop: Loop, what: Measurement) -> dict[str, float]:
     if stage.paired:
         batch.pairs = pairs_of(groups, places)
     loop.run_passes(batch)
-    return stage.updater.measure(batch, stage.algorithm)
+    return stage.updater.measure(batch, stage.algorithm) | {
+        "truncated": float(batch.arrays["truncated"].float().mean())
+    }

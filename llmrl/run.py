@@ -27,6 +27,9 @@ from llmrl.training.ranks import Ranks
 from llmrl.training.update import Settings, Updater
 from llmrl.types import Prompt, Rollout, Sampling
 
+# mean |Δ log-probability| between engine and trainer beyond which they do not hold the same weights
+LOGPROB_GAP = {"fp32": 0.02, "bf16": 0.2}
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -41,7 +44,11 @@ class Measurement:
 
 @dataclass
 class StageRun:
-    """A stage, ready to run. memory: the state of the condition part, plain data. version: of the engine's weights."""
+    """A stage, ready to run.
+
+    memory: the state of the condition part, plain data, also carried through stages without one. version: of the
+    engine's weights. feedback_cut: conditions shortened so far because the prompt would have been too long.
+    """
 
     config: StageConfig
     index: int
@@ -57,6 +64,7 @@ class StageRun:
     steps: int
     memory: Any = None
     version: int = 0
+    feedback_cut: int = 0
 
     @property
     def plan(self) -> set[str]:
@@ -76,7 +84,9 @@ class StageRun:
     def render(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts with their tokens; those under a new condition are rendered, the condition cut until they fit."""
         tokenizer, limit = self.updater.policy.tokenizer, self.engine.context.max_prompt_tokens
-        return [p if p.ids else fitted(p, tokenizer, limit) for p in prompts]
+        rendered = [p if p.ids else fitted(p, tokenizer, limit) for p in prompts]
+        self.feedback_cut += sum(p.feedback != r.feedback for p, r in zip(prompts, rendered, strict=True))
+        return rendered
 
     def decoded(self, rollout: Rollout) -> Rollout:
         """The rollout with its text, which engines leave empty."""
@@ -143,11 +153,11 @@ def build_stage(
     if any(m.scorers for m in measurements.values()):
         own = source is policy and not replays(config.rollout.engine)
         evaluator = engine if own else make_engine("transformers", policy, limits)
-    needs_reference = any(p.name == "ref" for p in passes(algorithm)) and not policy.has_adapters
+    own_reference = policy.own_reference and trained is None
+    needs_reference = any(p.name == "ref" for p in passes(algorithm)) and not own_reference
     training, rollout = config.training, config.rollout
-    settings = Settings(
-        training.tokens_per_micro_batch, rollout.max_tokens, training.max_grad_norm, training.max_logprob_gap
-    )
+    gap = training.max_logprob_gap or LOGPROB_GAP[policy.precision]
+    settings = Settings(training.tokens_per_micro_batch, rollout.max_tokens, training.max_grad_norm, gap)
     return StageRun(
         config=config,
         index=index,
@@ -161,7 +171,7 @@ def build_stage(
         updater=Updater(policy, make_optimizer(policy, training), ranks, settings, source),
         reference=frozen_copy() if needs_reference else None,
         steps=training.steps or -(-len(prompts) // rollout.prompts_per_step),
-        memory=algorithm.condition.init(memory) if algorithm.condition else None,
+        memory=algorithm.condition.init(memory) if algorithm.condition else memory,
     )
 
 
@@ -184,9 +194,10 @@ def replays(named: Named) -> bool:
 
 
 def fitted(prompt: Prompt, tokenizer: Any, limit: int) -> Prompt:
-    """The prompt with its tokens, at most `limit`: of a longer one the feedback is halved, never the question."""
+    """The prompt with its tokens, at most `limit`: of a longer one the feedback is halved until it is gone, never the
+    question."""
     while len(ids := tuple(render(prompt, tokenizer))) > limit and prompt.feedback:
-        prompt = prompt.conditioned(prompt.feedback[: len(prompt.feedback) // 2])
+        prompt = prompt.conditioned(prompt.feedback[: len(prompt.feedback) // 2] or None)
     return replace(prompt, ids=ids)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -44,6 +45,11 @@ class PromptSet:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hash of every prompt's id in order, that is of the rows they were made from."""
+        return hashlib.sha256("\n".join(prompt.id for prompt in self.prompts).encode()).hexdigest()
 
     def batch(self, step: int, size: int, *, seed: int) -> list[Prompt]:
         """The `size` prompts of a step, from 0: positions step·size to (step + 1)·size of the epochs laid end to end.

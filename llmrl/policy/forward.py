@@ -68,7 +68,8 @@ class PolicyModule(nn.Module):
         if entropy:
             out["entropy"] = spread(entropies)
         if values:
-            out["values"] = spread(self.value_head(hidden.float()).squeeze(-1))
+            with torch.autocast(hidden.device.type, enabled=False):
+                out["values"] = spread(self.value_head(hidden.float()).squeeze(-1))
         return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from llmrl import catalog
@@ -34,6 +36,7 @@ class Policy:
         self.path = path
         self.precision = precision
         self.shared = shared
+        self.own_reference = False  # whether it is the reference with its adapters off: they began at zero
         self._verified = False
         self.passes = 0  # forward passes so far, one a micro-batch
 
@@ -64,13 +67,9 @@ class Policy:
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the adapters are off: the policy is its own reference. Only with LoRA."""
+        """Inside, the adapters are off: the policy is its own reference. Only where `own_reference`."""
         with self.model.disable_adapter():
             yield
-
-    @property
-    def has_adapters(self) -> bool:
-        return hasattr(self.model, "disable_adapter")
 
     def _agrees(self, rows: Rows) -> bool:
         some = _first_rows(rows, 8)
@@ -137,18 +136,19 @@ def load_policy(
     """The policy a recipe's `model` section describes, weights in fp32, dropout off.
 
     folder: where a made model or an enlarged vocabulary is written. trained: an export of an earlier stage to load in
-    place of `config.path`. Raises ModelError.
+    place of `config.path`. Either may hold adapters, which are trained on. Raises ModelError.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    adapters = trained is not None and (Path(trained) / "adapter_config.json").exists()
     try:
-        start = None if trained and not adapters else pinned(config) if config.path else make(config, folder, seed)
+        start = pinned(config) if config.path else make(config, folder, seed)
         path = trained or start
-        source = start if adapters else path
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        adapter = path if has_adapter(path) else None
+        if adapter:
+            path = start if trained and not has_adapter(start) else base_of(start)
+        tokenizer = AutoTokenizer.from_pretrained(adapter or path)
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation=config.attention, use_safetensors=True
+            path, dtype=torch.float32, attn_implementation=config.attention, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -156,22 +156,9 @@ def load_policy(
             "folder with config.json, safetensors and tokenizer, or a hub id that can be reached."
         ) from error
     if config.added_tokens and trained is None:
-        tokenizer.add_special_tokens(
-            {"additional_special_tokens": config.added_tokens}, replace_extra_special_tokens=False
-        )
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-
-        def write(draft: Path) -> None:
-            model.config.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
-
-        path = written_once(folder / "enlarged", write)
-    if config.lora is not None:
-        model = with_adapters(model, config, trained if adapters else None, seed)
-        path = source if not config.added_tokens else path
+        path = add_tokens(model, tokenizer, config, folder, seed)
+    if adapter or config.lora is not None:
+        model = with_adapters(model, config, adapter, seed)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     without_dropout(model, training=config.gradient_checkpointing)
@@ -180,13 +167,48 @@ def load_policy(
         head = nn.Linear(base_model(model).config.get_text_config().hidden_size, 1)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        stored = Path(path) / "value_head.safetensors"
+        stored = Path(adapter or path) / "value_head.safetensors"
         if stored.exists():  # the critic of an earlier run
             head.load_state_dict(load_file(stored))
     check_head(model)
     # transformers gives a model that checkpoints its activations no cache, which sharing stands on
     shared = config.shared_prompt == "auto" and not config.gradient_checkpointing
-    return Policy(PolicyModule(model, head), tokenizer, path, config.precision, shared)
+    policy = Policy(PolicyModule(model, head), tokenizer, path, config.precision, shared)
+    policy.own_reference = config.lora is not None and adapter is None
+    return policy
+
+
+def has_adapter(path: str) -> bool:
+    return (Path(path) / "adapter_config.json").exists()
+
+
+def base_of(path: str) -> str:
+    """The model that a folder of adapters belongs to."""
+    return json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def add_tokens(model: Any, tokenizer: Any, config: Model, folder: Path, seed: int) -> str:
+    """Give the tokenizer the recipe's tokens and the embeddings rows for them; the folder with both as they are now.
+
+    New rows are drawn around the mean of the old ones, with their covariance. The tokens stay in decoded text.
+    """
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in config.added_tokens])
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        if config.lora is not None:
+            raise ModelError(
+                f"model.added_tokens: the embeddings have {model.get_input_embeddings().num_embeddings} rows and "
+                f"{len(tokenizer)} tokens need one; adapters cannot train new rows. Leave model.lora out, or add the "
+                "tokens in a run without it first."
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+
+    def write(draft: Path) -> None:
+        model.config.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+
+    return written_once(folder / "enlarged", write)
 
 
 def pinned(config: Model) -> str:
@@ -217,11 +239,18 @@ def written_once(target: Path, write: Callable[[Path], Any]) -> str:
     return str(target)
 
 
-def with_adapters(model: Any, config: Model, trained: str | None, seed: int) -> Any:
+def with_adapters(model: Any, config: Model, stored: str | None, seed: int) -> Any:
+    """The model with the stored adapters, or with new ones that change nothing yet."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    if trained is not None:
-        return PeftModel.from_pretrained(model, trained, is_trainable=True)
+    if stored is not None:
+        loaded = PeftModel.from_pretrained(model, stored, is_trainable=True)
+        rank = loaded.peft_config["default"].r
+        if config.lora is not None and rank != config.lora.rank:
+            raise ModelError(
+                f"model.lora.rank is {config.lora.rank}; the adapters in {stored} have rank {rank}. Set it to that."
+            )
+        return loaded
     lora = LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,

@@ -31,4 +31,5 @@ class ReplayEngine:
 
     def _replay(self, prompt: Prompt, completion: Completion, limit: int) -> Rollout:
         ids = render_completion(prompt, completion, self.context.tokenizer)
-        return Rollout(tuple(ids[:limit]), completion.text, truncated=len(ids) > limit, stored=completion)
+        cut = len(ids) > limit
+        return Rollout(tuple(ids[:limit]), "" if cut else completion.text, truncated=cut, stored=completion)

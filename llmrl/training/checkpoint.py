@@ -94,6 +94,13 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, refused
 
 
+def forget_after(folder: Path, global_step: int) -> None:
+    """Remove the checkpoints of steps that a run is about to make again."""
+    for path in all_checkpoints(folder):
+        if step_of(path) > global_step:
+            shutil.rmtree(path)
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None. Every file is compared with the manifest's hash."""
     try:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmrl.algorithm import Algorithm
+from llmrl.algorithm import Algorithm, required
 from llmrl.batch import VOCABULARY, Batch, Credit, call, sources
 from llmrl.catalog import inputs_of
+from llmrl.errors import RecipeError
 from llmrl.ops.masked import last_counted
 from llmrl.training.ranks import Ranks
 
@@ -39,6 +40,11 @@ def selected(batch: Batch, select: Sequence[Any], ranks: Ranks) -> list[int]:
 
 def assign_credit(batch: Batch, algorithm: Algorithm, ranks: Ranks) -> None:
     """Write `advantages` [B,T] (and `returns` where the estimator gives them), then as each shaping part returns them."""
+    if "token_rewards" in batch.arrays and "token_rewards" not in required(algorithm):
+        raise RecipeError(
+            "algorithm.combine: a part lays rewards on tokens, but no later part reads token_rewards, so it would have no "
+            "effect. Use an advantage that reads them, such as gae, or leave the part out."
+        )
     if algorithm.advantage is not None:
         mask = batch.arrays["loss_mask"]
         if "token_rewards" not in batch.arrays and "rewards" in batch.arrays:

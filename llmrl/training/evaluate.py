@@ -16,6 +16,8 @@ from llmrl.run import Measurement, fitted, make_engine, measurement
 
 DEFAULT_MAX_TOKENS = 1024  # where neither a benchmark, the run nor an override says how long an answer may be
 
+MARGIN = 64  # tokens that the marks around a condition may take
+
 
 def evaluate_model(target: str, benchmarks: list[str], overrides: list[str]) -> str:
     """A table of accuracies with 95 % intervals.
@@ -26,7 +28,8 @@ def evaluate_model(target: str, benchmarks: list[str], overrides: list[str]) -> 
     folder = Path(target)
     is_run = (folder / "recipe.yaml").is_file()
     tree: dict[str, Any] = dict(parse_overrides(overrides).values)
-    engine, seed = tree.pop("engine", "transformers"), tree.pop("seed", 0)
+    run = resolve(folder / "recipe.yaml") if is_run else None
+    engine, seed = tree.pop("engine", "transformers"), tree.pop("seed", run.run.seed if run else 0)
     max_tokens = DEFAULT_MAX_TOKENS
     found: dict[str, Evaluation] = {name: settings({"benchmark": name}, tree) for name in benchmarks}
     if not found:
@@ -35,12 +38,15 @@ def evaluate_model(target: str, benchmarks: list[str], overrides: list[str]) -> 
                 f"{target} is not a run's folder, so there is no measurement of its own to repeat. Name what to "
                 "measure with --benchmark; `llmrl list benchmarks` shows them."
             )
-        last = resolve(folder / "recipe.yaml").stages[-1]
+        last = run.stages[-1]
         max_tokens = last.rollout.max_tokens
         own = {name: e for name, e in last.evaluation.items() if e.scorers or e.benchmark}
         found = {name: settings(e.model_dump(exclude_unset=True), tree) for name, e in own.items()}
     path = str(folder / "final") if is_run else target
-    policy = load_policy(Model(path=path), folder, seed=seed)
+    model = Model(path=path)
+    if run:
+        model = Model(path=path, precision=run.run.model.precision, attention=run.run.model.attention)
+    policy = load_policy(model, folder, seed=seed)
     measured = {name: measurement(config, max_tokens, policy.tokenizer, seed) for name, config in found.items()}
     lines = [f"{path}, engine {engine if isinstance(engine, str) else engine['name']}, seed {seed}"]
     lines += [f"  {name}: {line(m, policy, engine, seed)}" for name, m in measured.items()]
@@ -69,13 +75,13 @@ def data_of(base: dict[str, Any]) -> dict[str, Any]:
 
 def line(what: Measurement, policy: Policy, engine: Any, seed: int) -> str:
     """Sample, judge, and say it in one line."""
-    limits = (what.prompts.report.longest, what.sampling.max_tokens)
-    sampler = make_engine(engine, policy, limits)
+    prompts, condition = what.prompts.prompts, what.config.feedback
+    if condition is not None:
+        limit = what.prompts.report.longest + len(policy.tokenizer(condition)["input_ids"]) + MARGIN
+        prompts = [fitted(p.conditioned(condition), policy.tokenizer, limit) for p in prompts]
+    sampler = make_engine(engine, policy, (max(len(p.ids) for p in prompts), what.sampling.max_tokens))
     try:
         sampler.sync(policy, 0)
-        prompts = what.prompts.prompts
-        if what.config.feedback is not None:
-            prompts = [fitted(p.conditioned(what.config.feedback), policy.tokenizer, limits[0]) for p in prompts]
         result = evaluation.evaluate(
             sampler,
             prompts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,11 @@ class Session:
             )
             start = 0
             if resumed is not None and index == state["stage"]:
+                if state["prompts"] != stage.prompts.digest:
+                    raise CheckpointError(
+                        f"data.source of stage {stage.config.name}: its prompts are not those that {resumed} was trained on. "
+                        "Bring the data back, or start a new run with another name=…"
+                    )
                 checkpoint.load(resumed, policy, stage.updater.optimizer)
                 start, stage.version, stage.memory = state["step"], state["version"], state["memory"]
             self.train(stage, policy, start)
@@ -111,6 +116,9 @@ class Session:
         config, name = stage.config, stage.config.name
         self.panel.stage(name, stage.steps)
         self.panel.message(f"{name}: {stage.prompts.report}")
+        for evaluation, what in stage.measurements.items():
+            if what.prompts.report.too_long or what.prompts.report.bad:
+                self.panel.message(f"evaluation {evaluation}: {what.prompts.report}")
         if config.rollout.top_p < 1 or config.rollout.top_k > 0:
             self.panel.message(
                 f"{name}: rollout.top_p or top_k cuts the distribution that is sampled from; the trainer's is not cut, so "
@@ -153,7 +161,8 @@ class Session:
                 "global_step": self.global_step,
                 "version": stage.version,
                 "memory": stage.memory,
-                "recipe": identity(self.recipe),
+                "prompts": stage.prompts.digest,
+                "recipe": identity(self.recipe, self.functions),
             }
             checkpoint.save(
                 self.folder.path,
@@ -215,7 +224,7 @@ class Session:
 
     def forget_later(self, state: dict[str, Any]) -> None:
         """Drop what was written after the checkpoint; refuse one that another recipe wrote."""
-        differ = different(state["recipe"], identity(self.recipe))
+        differ = different(state["recipe"], identity(self.recipe, self.functions))
         if differ:
             raise CheckpointError(
                 f"{self.folder.path} was started with another recipe: {', '.join(differ[:5])} differ. Use "
@@ -224,6 +233,7 @@ class Session:
         if self.ranks.main:
             self.folder.truncate_metrics(self.recipe.stages[state["stage"]].name, state["global_step"])
             self.folder.event("resume", global_step=state["global_step"])
+            checkpoint.forget_after(self.folder.path, state["global_step"])
             for row in self.folder.metrics():
                 self.last |= {key: value for key, value in row.items() if key not in ("global_step", "stage", "step")}
         self.panel.message(f"resuming {self.folder.path} after step {state['global_step']}")
@@ -258,12 +268,17 @@ def place(recipe: Recipe, ranks: Ranks) -> tuple[Path, Path | None, list[str]]:
     return ranks.gather(found)[0]
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
+def identity(recipe: Recipe, functions: Sequence[Callable]) -> dict[str, Any]:
     """What a checkpoint must have in common with the recipe that goes on from it."""
     keep = ("name", "data", "algorithm", "scorers", "scoring", "rollout", "training")
     free = {"training": {"steps", "save_every", "keep_checkpoints", "tokens_per_micro_batch", "max_logprob_gap"}}
     stages = [stage.model_dump(mode="json", include=set(keep), exclude=free) for stage in recipe.stages]
-    return {"model": recipe.run.model.model_dump(mode="json"), "seed": recipe.run.seed, "stages": stages}
+    return {
+        "model": recipe.run.model.model_dump(mode="json"),
+        "seed": recipe.run.seed,
+        "stages": stages,
+        "functions": [f.__qualname__ for f in functions],
+    }
 
 
 def different(old: Any, new: Any, at: str = "") -> list[str]:

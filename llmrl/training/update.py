@@ -56,7 +56,6 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         averages = monitors.Averages()
-        self._watch(batch, averages)
         counts, own = self.ranks.gather_arrays({k: batch.arrays[k] for k in ("group_ids", "lengths")})
         norms = []
         for number, chosen in enumerate(mini_batches(counts["group_ids"], algorithm, seed)):
@@ -66,6 +65,8 @@ class Updater:
                 algorithm.reduce, counts["lengths"][member], counts["group_ids"][member], self.settings.max_length
             )
             rows = member[own].nonzero().squeeze(1).tolist()
+            if number == 0:
+                self._watch(batch, rows, algorithm, averages)
             units = {
                 "token": 0,
                 "sequence": int((counts["lengths"][member] > 0).sum()),
@@ -109,12 +110,9 @@ class Updater:
         averages: monitors.Averages,
         measure_gap: bool,
     ) -> None:
-        arrays = batch.arrays
-        active = [i for i in rows if arrays["lengths"][i] > 0]
-        if droppable(algorithm):
-            active = [i for i in active if bool((arrays["advantages"][i] != 0).any())]
-        averages.add("update/rows", torch.tensor([len(active)]))
-        plan = self._micro_batches(batch, active)
+        forwarded = active(batch, rows, algorithm)
+        averages.add("update/rows", torch.tensor([len(forwarded)]))
+        plan = self._micro_batches(batch, forwarded)
         if self.ranks.maximum(len(plan)) == 0:
             return
         for place, chosen in enumerate(plan or [[]]):
@@ -140,6 +138,7 @@ class Updater:
             rows_of(micro, range(len(micro))), mask.shape[1], entropy="entropy" in wanted, values="values" in wanted
         )
         micro.arrays = {k: v.to(device) for k, v in micro.arrays.items()} | out
+        moved = "old_logprobs" in micro.arrays or algorithm.epochs * algorithm.minibatches == 1
         micro.arrays.setdefault("old_logprobs", out["logprobs"].detach())
         mask, arrays = micro.arrays["loss_mask"], micro.arrays
         total = torch.zeros((), device=device)
@@ -157,21 +156,21 @@ class Updater:
         if measure_gap and self.sampler is self.policy and "rollout_logprobs" in arrays:
             same = torch.tensor([s.training == s.sampled for s in micro.samples], device=device)[:, None]
             monitors.gap(averages, out["logprobs"], arrays["rollout_logprobs"], mask & same)
-        monitors.drift(averages, out["logprobs"], arrays["old_logprobs"], arrays.get("ref_logprobs"), mask)
+        old = arrays["old_logprobs"] if moved and torch.is_grad_enabled() else None
+        monitors.drift(averages, out["logprobs"], old, arrays.get("ref_logprobs"), mask)
         if "entropy" in out:
             averages.add("policy/entropy_exact", out["entropy"], mask)
         return total
 
-    def _watch(self, batch: Batch, averages: monitors.Averages) -> None:
-        """Measure the gap where the update's own forward will not: under another context, or of other weights."""
+    def _watch(self, batch: Batch, rows: list[int], algorithm: Algorithm, averages: monitors.Averages) -> None:
+        """Measure the gap where the first mini-batch's own forward will not: under another context than was sampled
+        from, of other weights than the policy's, or because no row of it is forwarded."""
         if "rollout_logprobs" not in batch.arrays:
             return
-        elsewhere = self.sampler is not self.policy
-        others = [i for i, s in enumerate(batch.samples) if elsewhere or s.training != s.sampled][:MONITORED_ROWS]
-        if not others and "advantages" in batch.arrays and not bool((batch.arrays["advantages"] != 0).any()):
-            others = list(range(min(MONITORED_ROWS, len(batch))))
-        if others:
-            some = batch.take(others)
+        others = [i for i, s in enumerate(batch.samples) if self.sampler is not self.policy or s.training != s.sampled]
+        measured = len(set(active(batch, rows, algorithm)) - set(others))
+        if not self.ranks.sums({"measured": measured})["measured"]:
+            some = batch.take((others or list(range(len(batch))))[:MONITORED_ROWS])
             got = run_pass(self.sampler, some, self.settings.tokens_per_micro_batch, under="sampled")
             monitors.gap(averages, got["logprobs"], some.arrays["rollout_logprobs"], some.arrays["loss_mask"])
 
@@ -210,6 +209,14 @@ class Updater:
             for name, number in part.items():
                 out[name] = max(out.get(name, 0.0), number)
         return out
+
+
+def active(batch: Batch, rows: list[int], algorithm: Algorithm) -> list[int]:
+    """The rows that the loss does not multiply by zero."""
+    kept = [i for i in rows if batch.arrays["lengths"][i] > 0]
+    if droppable(algorithm):
+        kept = [i for i in kept if bool((batch.arrays["advantages"][i] != 0).any())]
+    return kept
 
 
 def mini_batches(group_ids: Tensor, algorithm: Algorithm, seed: int) -> Iterator[Tensor]:
