@@ -105,7 +105,9 @@ def make_model(shape: Shape, folder: Path) -> None:
 def make_prompts(shape: Shape, steps: int, file: Path, tokenizer: Any) -> None:
     """Write one chat prompt a line, of between half of and all of `shape.longest_prompt` tokens."""
     rng = random.Random(0)
-    frame = len(tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True)["input_ids"])
+    frame = len(
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True)["input_ids"]
+    )
     with file.open("w") as out:
         for _ in range(steps * shape.prompts_per_step):
             length = rng.randint(shape.longest_prompt // 2, shape.longest_prompt)
@@ -136,7 +138,9 @@ def llmrl_loop(shape: Shape, folder: Path, seed: int) -> Any:
     return Loop(stage, ranks, seed)
 
 
-def trl_trainer(shape: Shape, folder: Path, steps: int, seed: int, options: dict[str, Any], callbacks: tuple = ()) -> Any:
+def trl_trainer(
+    shape: Shape, folder: Path, steps: int, seed: int, options: dict[str, Any], callbacks: tuple = ()
+) -> Any:
     """A GRPOTrainer over the prompts in `folder`."""
     from datasets import load_dataset
     from transformers import AutoTokenizer
@@ -149,7 +153,9 @@ def trl_trainer(shape: Shape, folder: Path, steps: int, seed: int, options: dict
         max_completion_length=shape.max_tokens, shuffle_dataset=False, use_cpu=True, report_to="none", save_strategy="no",
         disable_tqdm=True, logging_steps=1, seed=seed, **options,
     )  # fmt: skip
-    prompts = load_dataset("json", data_files=str(folder / "prompts.jsonl"), split="train", cache_dir=str(folder / "cache"))
+    prompts = load_dataset(
+        "json", data_files=str(folder / "prompts.jsonl"), split="train", cache_dir=str(folder / "cache")
+    )
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     return GRPOTrainer(str(folder / "model"), even_share, config, prompts, processing_class=tokenizer,
                        callbacks=list(callbacks))  # fmt: skip
@@ -170,9 +176,7 @@ def measure_llmrl(shape: Shape, folder: Path, steps: int, seed: int) -> list[dic
     return out
 
 
-def measure_trl(
-    shape: Shape, folder: Path, steps: int, seed: int, options: dict[str, Any]
-) -> list[dict[str, float]]:
+def measure_trl(shape: Shape, folder: Path, steps: int, seed: int, options: dict[str, Any]) -> list[dict[str, float]]:
     """The same for TRL: a step lasts from the end of one to the end of the next, its data and its log included.
 
     'train' is what remains of the step when preparing the inputs (generation, rewards) and what lies between steps are
@@ -267,7 +271,10 @@ def in_process(shape: str, folder: Path, side: str, steps: int, seed: int = 0) -
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
     """A Markdown table: median CPU-seconds by part, the step's range, and the mean length."""
-    lines = ["| side | step | range | generate | train | rest | mean length | steps |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| side | step | range | generate | train | rest | mean length | steps |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for side, steps in rows.items():
         middle = {part: f"{median(s[part] for s in steps):.3f}" for part in PARTS}
         low, high = min(s["step"] for s in steps), max(s["step"] for s in steps)
@@ -293,14 +300,18 @@ def compare(shape: str, rounds: int, steps: int) -> None:
         difference = in_process(shape, folder, "check", 1)
         print(f"{machine()}\ngradients of one batch differ by {difference:.1e} of the largest component")
         if not difference < GRADIENT_TOLERANCE:
-            raise SystemExit(f"expected less than {GRADIENT_TOLERANCE:g}: the sides do not do equal work. Compare the losses.")
+            raise SystemExit(
+                f"expected less than {GRADIENT_TOLERANCE:g}: the sides do not do equal work. Compare the losses."
+            )
         rounds_of = {side: [] for side in SIDES}
         for seed in range(rounds):
             for side in SIDES:
                 rounds_of[side].append(in_process(shape, folder, side, WARM_UP + steps, seed)[WARM_UP:])
     each = [ratio({side: found[i] for side, found in rounds_of.items()}) for i in range(rounds)]
     rows = {side: [step for some in found for step in some] for side, found in rounds_of.items()}
-    print(f"{table(rows)}\nratios of the rounds: {', '.join(f'{r:.2f}' for r in each)}\nratio {shape} {ratio(rows):.2f}")
+    print(
+        f"{table(rows)}\nratios of the rounds: {', '.join(f'{r:.2f}' for r in each)}\nratio {shape} {ratio(rows):.2f}"
+    )
 
 
 def ratio(rows: dict[str, list[dict[str, float]]]) -> float:

@@ -165,11 +165,10 @@ class Updater:
     def _watch(self, batch: Batch, rows: list[int], algorithm: Algorithm, averages: monitors.Averages) -> None:
         """Measure the gap where the first mini-batch's own forward will not: under another context than was sampled
         from, of other weights than the policy's, or because no row of it is forwarded."""
-        if "rollout_logprobs" not in batch.arrays:
-            return
         others = [i for i, s in enumerate(batch.samples) if self.sampler is not self.policy or s.training != s.sampled]
-        measured = len(set(active(batch, rows, algorithm)) - set(others))
-        if not self.ranks.sums({"measured": measured})["measured"]:
+        sampled = "rollout_logprobs" in batch.arrays  # absent on a rank without rows, so every rank asks the others
+        measured = len(set(active(batch, rows, algorithm)) - set(others)) if sampled else 0
+        if not self.ranks.sums({"measured": measured})["measured"] and sampled:
             some = batch.take((others or list(range(len(batch))))[:MONITORED_ROWS])
             got = run_pass(self.sampler, some, self.settings.tokens_per_micro_batch, under="sampled")
             monitors.gap(averages, got["logprobs"], some.arrays["rollout_logprobs"], some.arrays["loss_mask"])
