@@ -36,8 +36,7 @@ GRADIENT_TOLERANCE = 1e-4  # of the largest component
 class Shape:
     """A model and a step. mean_length: what the end token's probability is set for; longest_prompt: in tokens.
 
-    tuned: the GRPOConfig options that were fastest of bf16 or fp32, activation checkpointing or none, and 8, 32 or all
-    completions forwarded together.
+    tuned: the fastest GRPOConfig options of those tried; docs/benchmarks.md says which.
     """
 
     model: dict[str, Any]

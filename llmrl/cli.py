@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = top.parse_known_args(words)
     if overrides and not arguments.takes_overrides:
         top.error(f"{arguments.command} takes no {' '.join(overrides)}")
+    # before torch loads: threads that spin while they wait take the core from whatever else runs on the machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from llmrl import commands
 
     try:
