@@ -74,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = error.problems if isinstance(error, RecipeError) else [str(error)]
         print(*(f"{type(error).__name__}: {problem}" for problem in problems), sep="\n", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]  # names a folder of the run
 Named = str | dict[str, Any]  # a catalog name, or {name: ..., <option>: ...}
 
 
@@ -139,7 +140,7 @@ class Tracking(Section):
 class Stage(Section):
     """What a stage of the run changes: any of these sections, laid over the recipe's own."""
 
-    name: str
+    name: Name
     data: dict[str, Any] = {}
     algorithm: dict[str, Any] = {}
     scorers: list[Named] | None = None
@@ -163,6 +164,6 @@ class Run(Section):
     scoring: Scoring = Scoring()
     rollout: Rollout = Rollout()
     training: Training = Training()
-    evaluation: dict[str, Evaluation] = {}
+    evaluation: dict[Name, Evaluation] = {}
     tracking: Tracking = Tracking()
     stages: list[Stage] = []

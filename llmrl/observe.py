@@ -36,12 +36,13 @@ def describe(step: Collected, scorers: Sequence[str], ranks: Ranks) -> dict[str,
         "scorer/errors": total["errors"],
         "tokens/generated": total["tokens"],
     }
-    if "reward" in total:
+    if "reward" in total and total["rows"]:
         mean = total["reward"] / rows
         spread = max(total["square"] / rows - mean**2, 0.0) ** 0.5
         out |= {"reward/mean": mean, "reward/std": spread, "rollout/no_spread": total["flat"] / rows}
     for name in scorers:
-        out[f"reward/{name}"] = total[f"value {name}"] / max(total[f"judged {name}"], 1)
+        if total[f"judged {name}"]:
+            out[f"reward/{name}"] = total[f"value {name}"] / total[f"judged {name}"]
     if total.get("counted"):
         out["policy/entropy"] = total["surprise"] / total["counted"]
     out |= {f"time/{name}": seconds for name, seconds in step.seconds.items()}

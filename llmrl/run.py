@@ -134,6 +134,9 @@ def build_stage(
     algorithm = build_algorithm(config)
     prompts = load(config.data, policy.tokenizer, seed=seed, answers=replays(config.rollout.engine))
 
+    scorers = [from_function(f) for f in functions] or make_scorers(config.scorers)
+    demand(config, algorithm, prompts, scorers)
+
     def frozen_copy() -> Policy:
         copy = load_policy(recipe.run.model, folder, seed=seed, trained=trained)
         copy.module.requires_grad_(False).to(policy.device)
@@ -163,7 +166,7 @@ def build_stage(
         index=index,
         algorithm=algorithm,
         prompts=prompts,
-        scorers=[from_function(f) for f in functions] or make_scorers(config.scorers),
+        scorers=scorers,
         engine=engine,
         sampling=Sampling(rollout.max_tokens, rollout.temperature, rollout.top_p, rollout.top_k),
         measurements=measurements,
@@ -173,6 +176,23 @@ def build_stage(
         steps=training.steps or -(-len(prompts) // rollout.prompts_per_step),
         memory=algorithm.condition.init(memory) if algorithm.condition else memory,
     )
+
+
+def demand(config: StageConfig, algorithm: Algorithm, prompts: PromptSet, scorers: Sequence[Scorer]) -> None:
+    """Refuse a stage whose data or scorers cannot give what its algorithm trains on. RecipeError."""
+    wants = required(algorithm)
+    if not scorers and sources(wants) & {"rewards", "token_rewards", "reward_parts"}:
+        raise RecipeError(
+            f"stage {config.name}: its algorithm trains on rewards and there are no scorers. Name some under scorers; "
+            "`llmrl list scorers` shows what there is."
+        )
+    paired = any(name != base_name(name) for name in wants)
+    labels = {c.label for p in prompts.prompts for c in p.completions}
+    if replays(config.rollout.engine) and not paired and "rejected" in labels:
+        raise RecipeError(
+            f"stage {config.name}: its data holds rejected answers, which this algorithm would train on like the chosen ones. "
+            "Use an algorithm on pairs, such as dpo, or map the chosen column: data.columns={completion: chosen}."
+        )
 
 
 def within(config: Any, longest: int, limits: tuple[int, int]) -> tuple[int, int]:

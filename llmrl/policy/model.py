@@ -146,9 +146,13 @@ def load_policy(
         adapter = path if has_adapter(path) else None
         if adapter:
             path = start if trained and not has_adapter(start) else base_of(start)
-        tokenizer = AutoTokenizer.from_pretrained(adapter or path)
+        tokenizer = AutoTokenizer.from_pretrained(adapter or path, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation=config.attention, use_safetensors=True
+            path,
+            dtype=torch.float32,
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise ModelError(

@@ -50,7 +50,9 @@ def description(source: str) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False), AutoConfig.from_pretrained(
+            source, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model.path: {source!r} could not be read: {str(error).splitlines()[0]} Expected a folder with "

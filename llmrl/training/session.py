@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llmrl import observe
 from llmrl.algorithm import build_stage as build_algorithm
 from llmrl.api import Result
-from llmrl.errors import CheckpointError
+from llmrl.errors import CheckpointError, LlmrlError
 from llmrl.loop import Loop
 from llmrl.measure import measure
 from llmrl.policy.model import Policy
@@ -35,6 +36,7 @@ def run(recipe: Recipe, scorers: list[Callable] = ()) -> Result:
     ranks = Ranks(recipe.run.tracking.trackers, recipe.run.out)
     path, resumed, passed_over = place(recipe, ranks)
     folder = RunFolder(path)
+    lock = locked(path) if ranks.main else None
     if ranks.main and resumed is None:
         folder = RunFolder.create(path, recipe.text)
     ranks.wait()
@@ -45,6 +47,22 @@ def run(recipe: Recipe, scorers: list[Callable] = ()) -> Result:
         return session.run(resumed)
     finally:
         session.panel.close()
+        if lock is not None:
+            lock.close()
+
+
+def locked(path: Path) -> IO[str]:
+    """A hold on the run's folder until the file is closed or the process ends. LlmrlError when another process has it."""
+    path.mkdir(parents=True, exist_ok=True)
+    file = (path / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise LlmrlError(
+            f"{path} is in use by another run. Wait for it, or start this one with another name=…"
+        ) from error
+    return file
 
 
 class Session:

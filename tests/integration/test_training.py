@@ -11,9 +11,10 @@ from helpers import TINY, rollouts, rows, trained, varied, weights_of, write_rec
 
 from llmrl import run as building
 from llmrl import train
-from llmrl.errors import ScoringError
+from llmrl.errors import LlmrlError, RecipeError, ScoringError
 from llmrl.policy.forward import base_model
 from llmrl.recipe import RECIPES
+from llmrl.training import session
 from llmrl.types import Score
 
 LORA = {"model": {"lora": {"rank": 4}}}
@@ -305,3 +306,21 @@ def test_a_recipe_names_a_function_of_a_module_beside_it(tmp_path, monkeypatch):
     result = trained(tmp_path, algorithm={"name": "grpo"}, scorers=["own_rewards:short"])
     for step in (1, 2, 3):
         assert all(record["reward"] == -len(record["text"]) for record in rollouts(result.folder, step))
+
+
+def test_a_stage_that_trains_on_rewards_needs_scorers(tmp_path):
+    with pytest.raises(RecipeError, match="no scorers"):
+        trained(tmp_path, algorithm={"name": "grpo"})
+
+
+def test_rejected_answers_are_never_trained_on_as_demonstrations(tmp_path):
+    with pytest.raises(RecipeError, match="rejected answers"):
+        trained(tmp_path, algorithm={"name": "sft"}, **PAIRS)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    held = session.locked(tmp_path)
+    with pytest.raises(LlmrlError, match="in use"):
+        session.locked(tmp_path)
+    held.close()
+    session.locked(tmp_path).close()

@@ -217,3 +217,10 @@ def test_every_foreign_name_points_at_a_key_that_exists():
     for theirs, our in FOREIGN.items():
         key = our.split(" ")[0].rstrip(":")
         assert key in known or key.startswith("algorithm."), f"{theirs} → {key}"
+
+
+def test_a_name_that_would_lead_out_of_the_runs_folder_is_refused(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("model: {path: x}\ndata: {source: addition}\nstages: [{name: ../victim, algorithm: {name: sft}}]\n")
+    with pytest.raises(RecipeError, match="name"):
+        resolve(path)
