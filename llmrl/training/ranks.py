@@ -8,16 +8,24 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
 from torch import Tensor
 
-from llmrl.errors import TrainingError
+from llmrl.errors import RecipeError, TrainingError, nearest
 
 
 class Ranks:
     """What the loop needs of the other processes. With one process every call is the identity."""
 
     def __init__(self, trackers: Sequence[str] = (), folder: str | None = None):
+        usable = [kind.value for kind in get_available_trackers()]
+        for name in trackers:
+            if name not in usable:
+                raise RecipeError(
+                    f"tracking.trackers: {name!r} is not installed, or accelerate knows no such tracker.{nearest(name, usable)} "
+                    f"Usable here: {', '.join(usable) or 'none'}. Install its package, or leave it out."
+                )
         cpu = not torch.cuda.is_available()
         PartialState(cpu=cpu)  # first: on CPU accelerate otherwise settles for one process and says nothing
         # a value head has no gradient in a stage that does not ask for values; buffers never change, and sending them
