@@ -75,14 +75,14 @@ def from_hub(data: Data, source: str) -> Iterator[Row]:
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON: {error}. Expected one object a line.") from error
+                yield json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: not JSON in UTF-8: {error}. Expected one object a line.") from error
 
 
 def _load(shown: str, *arguments: Any, **options: Any) -> Iterator[Row]:

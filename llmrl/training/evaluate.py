@@ -7,7 +7,7 @@ from typing import Any
 
 from llmrl import evaluation
 from llmrl.config import Evaluation, Model
-from llmrl.errors import LlmrlError, RecipeError
+from llmrl.errors import LlmrlError, RecipeError, nearest
 from llmrl.policy.model import Policy, load_policy
 from llmrl.problems import explain
 from llmrl.recipe import resolve
@@ -57,6 +57,10 @@ def settings(base: dict[str, Any], changes: dict[str, Any]) -> Evaluation:
     """An evaluation with the overrides laid over it. RecipeError with every problem."""
     from pydantic import ValidationError
 
+    for key in changes:
+        if key not in Evaluation.model_fields:
+            known = [*Evaluation.model_fields, "engine", "seed"]
+            raise RecipeError(f"{key} is not a key of an evaluation.{nearest(key, known)} Keys: {', '.join(known)}.")
     merged = base | changes
     if isinstance(changes.get("data"), dict):
         merged["data"] = data_of(base) | changes["data"]
