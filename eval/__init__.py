@@ -5,4 +5,7 @@ CATALOG = {
     "math500": "eval.benchmarks:math500",
     "aime24": "eval.benchmarks:aime24",
     "aime25": "eval.benchmarks:aime25",
+    "humaneval": "eval.benchmarks:humaneval",
+    "humaneval_completion": "eval.benchmarks:humaneval_completion",
+    "mbpp": "eval.benchmarks:mbpp",
 }

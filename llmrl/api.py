@@ -61,9 +61,28 @@ def check(recipe: str | Path, overrides: Sequence[str] = ()) -> str:
     return preview(resolve(recipe, list(overrides)))
 
 
-def evaluate(model: str, benchmarks: Sequence[str] = (), overrides: Sequence[str] = ()) -> str:
-    """Measure a model folder, a hub id or a run's last model on benchmarks; returns the printed table."""
+def evaluate(
+    model: str, benchmarks: Sequence[str] = (), overrides: Sequence[str] = (), *, out: str | Path | None = None
+) -> str:
+    """Measure a model folder, a hub id or a run's last model on benchmarks; returns the numbers in words.
+
+    Answers, verdicts and results.json go to `out`/<benchmark>/. See `llmrl.training.evaluate.evaluate_model`.
+    """
     quiet_libraries()
     from llmrl.training.evaluate import evaluate_model
 
-    return evaluate_model(model, list(benchmarks), list(overrides))
+    return evaluate_model(model, list(benchmarks), list(overrides), out)
+
+
+def score(file: str | Path, **options: Any) -> str:
+    """Judge stored answers again without a model; see `llmrl.rescoring.rescore` for the options."""
+    from llmrl.rescoring import rescore
+
+    return rescore(file, **options)
+
+
+def compare(first: str | Path, second: str | Path) -> str:
+    """Whether two results of `evaluate` or `score` differ by more than chance, in words."""
+    from llmrl.results import compare
+
+    return compare(Path(first), Path(second))

@@ -30,6 +30,7 @@ VOCABULARY: dict[str, Array] = {
     "logprobs": Array("BT", "current", "current policy, with gradient"),
     "entropy": Array("BT", "current", "entropy of the next-token distribution in nats, with gradient"),
     "values": Array("BT", "current", "critic's value of the state before the token, with gradient"),
+    "scores": Array("BT", "current", "reward model's score of the state after the token, with gradient"),
     "old_logprobs": Array("BT", "old", "the trainer's own as this batch's updates began"),
     "old_entropy": Array("BT", "old", "entropy as this batch's updates began"),
     "old_values": Array("BT", "old", "critic as this batch's updates began"),
@@ -39,18 +40,26 @@ VOCABULARY: dict[str, Array] = {
     "rewards": Array("B", "combine", "the combined scalar"),
     "reward_parts": Array("BK", "score", "one column a scorer, before combining"),
     "reward_weights": Array("K", "score", "weight of each scorer in the recipe"),
+    "step_rewards": Array("BT", "score", "weighted process rewards of the scorers, each on its step's last token"),
     "token_rewards": Array("BT", "combine", "rewards laid on tokens; holds `rewards` at the last counted token"),
     "advantages": Array("BT", "advantage", "credit of each token"),
     "returns": Array("BT", "advantage", "what the critic is fitted to"),
     "group_ids": Array("B int", "rollout", "rollouts of one prompt share one"),
     "lengths": Array("B int", "rollout", "policy-written tokens"),
     "truncated": Array("B bool", "rollout", "cut by the token limit"),
+    "margins": Array("B", "rollout", "by how much the chosen side is better, from the data; 0 where it says nothing"),
+    "step_labels": Array("BT", "rollout", "stored label of the step that ends with the token; NaN where there is none"),
     "seq_logprobs": Array("B", "derived", "sum of logprobs over loss_mask"),
     "ref_seq_logprobs": Array("B", "derived", "sum of ref_logprobs over loss_mask"),
+    "end_scores": Array("B", "derived", "scores at the last counted token"),
 }
 PAIR_PREFIXES = ("chosen_", "rejected_")
-WITH_GRADIENT = frozenset({"logprobs", "entropy", "values", "seq_logprobs"})
-DERIVED = {"seq_logprobs": ("logprobs", "loss_mask"), "ref_seq_logprobs": ("ref_logprobs", "loss_mask")}
+WITH_GRADIENT = frozenset({"logprobs", "entropy", "values", "scores", "seq_logprobs", "end_scores"})
+DERIVED = {
+    "seq_logprobs": ("logprobs", "loss_mask"),
+    "ref_seq_logprobs": ("ref_logprobs", "loss_mask"),
+    "end_scores": ("scores", "loss_mask"),
+}
 
 
 def base_name(name: str) -> str:
@@ -117,8 +126,10 @@ class Batch:
         if base in self.arrays:
             array = self.arrays[base]
         else:
-            source, mask = DERIVED[base]
-            array = torch.where(self.arrays[mask], self.arrays[source], 0.0).sum(-1)
+            source, mask = (self.arrays[part] for part in DERIVED[base])
+            if base == "end_scores":  # of a sum over the last counted token alone
+                mask = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+            array = torch.where(mask, source, 0.0).sum(-1)
         if name == base:
             return array
         if self.pairs is None:

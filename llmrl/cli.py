@@ -39,15 +39,38 @@ def parser() -> CommandParser:
 
     train = command("train", "train by a recipe", overrides=True, recipe=True)
     train.add_argument("--num-processes", type=int, default=1, metavar="N", help="data-parallel processes")
-    evaluate = command("eval", "measure a model or a run", overrides=True)
+    evaluate = command("eval", "measure a model or a run; or compare: llmrl eval compare FOLDER FOLDER", overrides=True)
     evaluate.add_argument("target", metavar="MODEL_OR_RUN", help="model folder or hub id, or the folder of a run")
-    evaluate.add_argument("--benchmark", action="append", default=[], metavar="NAME", help="may be repeated")
+    evaluate.add_argument("--bench", action="append", default=[], metavar="NAMES", help="benchmarks: gsm8k,math500")
+    evaluate.add_argument("--out", metavar="FOLDER", help="where answers and results go; default: a folder of evals/")
     command("show", "print a recipe resolved, what set each key, and the passes it needs", overrides=True, recipe=True)
     command("check", "check a recipe without training", overrides=True, recipe=True)
     listing = command("list", "list what a recipe can name")
     listing.add_argument("kind", nargs="?", help="algorithms, objectives, scorers, ...; left out: every kind")
     report = command("report", "write the report of a run")
     report.add_argument("run", metavar="RUN", help="folder of the run")
+    score = command(
+        "score", "judge stored answers: llmrl score FILE; or audit a scorer: llmrl score audit SCORER", True
+    )
+    score.add_argument(
+        "target", metavar="FILE", help="completions of `llmrl eval`, rollouts of a run, or data; or audit"
+    )
+    score.add_argument("scorer", nargs="?", help="audit: a scorer's name or module:function; its options come after it")
+    score.add_argument("--bench", metavar="NAME", help="the benchmark that the answers are to")
+    score.add_argument(
+        "--scorer", action="append", default=[], dest="scorers", metavar="YAML", help="who judges; one line each"
+    )
+    score.add_argument(
+        "--protocol", action="append", default=[], metavar="NAMES", help="protocols: minerva,dapo; one line each"
+    )
+    score.add_argument("--out", metavar="FOLDER", help="where verdicts and results go; default: nothing is written")
+    score.add_argument(
+        "--data", metavar="SOURCE", help="audit: rows with references, instead of the scorer's own examples"
+    )
+    score.add_argument("--oracle", metavar="MODULE:FUNCTION", help="audit: writes a right response to a Prompt")
+    score.add_argument("--full", type=float, default=1.0, help="audit: marks of a right answer")
+    score.add_argument("--none", type=float, default=0.0, help="audit: the most that an attack may get")
+    score.add_argument("--limit", type=int, default=50, metavar="N", help="audit: rows of --data")
     command("demo", "train the quickstart: supervised, then reinforced, on a CPU in minutes", overrides=True)
     return top
 

@@ -6,7 +6,7 @@ import textwrap
 from argparse import Namespace
 from pathlib import Path
 
-from llmrl.errors import CatalogError
+from llmrl.errors import CatalogError, LlmrlError, ScoringError
 
 QUICKSTART = "quickstart"
 
@@ -31,7 +31,22 @@ def _train(recipe: str, overrides: list[str], num_processes: int) -> None:
 def run_eval(arguments: Namespace, overrides: list[str]) -> None:
     from llmrl import api
 
-    print(api.evaluate(arguments.target, benchmarks=arguments.benchmark, overrides=overrides))
+    if arguments.target == "compare":
+        print(api.compare(*two_folders(overrides)))
+        return
+    benchmarks = separated(arguments.bench)
+    print(api.evaluate(arguments.target, benchmarks=benchmarks, overrides=overrides, out=arguments.out))
+
+
+def two_folders(words: list[str]) -> list[str]:
+    if len(words) != 2:
+        raise LlmrlError(f"found {len(words)} folders to compare, expected two: llmrl eval compare FOLDER FOLDER.")
+    return words
+
+
+def separated(words: list[str]) -> list[str]:
+    """['a,b', 'c'] -> ['a', 'b', 'c']."""
+    return [name for word in words for name in word.split(",") if name]
 
 
 def run_check(arguments: Namespace, overrides: list[str]) -> None:
@@ -84,6 +99,56 @@ def run_report(arguments: Namespace, overrides: list[str]) -> None:
     from llmrl.tracking.report import write_report
 
     print(write_report(Path(arguments.run)))
+
+
+def run_score(arguments: Namespace, overrides: list[str]) -> None:
+    if arguments.target == "audit":
+        if arguments.scorer is None:
+            raise LlmrlError("llmrl score audit: no scorer. Name one; `llmrl list scorers` shows them.")
+        audit_scorer(arguments, overrides)
+        return
+    from llmrl import api
+
+    words = [arguments.scorer, *overrides] if arguments.scorer else overrides
+    print(
+        api.score(
+            arguments.target,
+            benchmark=arguments.bench,
+            scorers=arguments.scorers,
+            protocols=separated(arguments.protocol),
+            overrides=words,
+            out=arguments.out,
+        )
+    )
+
+
+def audit_scorer(arguments: Namespace, overrides: list[str]) -> None:
+    """Print what a scorer makes of right answers, attacks and broken rows. ScoringError where a check fails."""
+    from llmrl import catalog, oracles
+    from llmrl.audit import audit
+    from llmrl.config import Scoring
+    from llmrl.pool import Pool
+    from llmrl.recipe_file import parse_overrides
+    from llmrl.scoring import make_scorer, score
+
+    options = parse_overrides(overrides).values
+    rows = {"limit": arguments.limit} | options.pop("data", {})
+    rows |= {"source": arguments.data} if arguments.data else {}
+    example = None if "source" in rows else oracles.stored_example(arguments.scorer)
+    scorer = make_scorer({"name": arguments.scorer} | dict(example.options if example else {}) | options)
+    with Pool() as pool:
+
+        def judge(groups):
+            return score(groups, [scorer], Scoring(max_error_share=1.0), pool)
+
+        if example is None:
+            oracle = catalog.get("scorers", arguments.oracle) if arguments.oracle else None
+            marks = {"full": arguments.full, "none": arguments.none}
+            example = oracles.example_of(scorer.name, oracles.data_of(rows), judge, oracle=oracle, **marks)
+        found = audit(scorer.name, example, judge)
+    print(found)
+    if found.failed:
+        raise ScoringError(f"{scorer.name} failed {', '.join(check.name for check in found.failed)}.")
 
 
 def recipe_keys() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,6 +43,9 @@ class Model(Section):
     )
     gradient_checkpointing: bool = False
     added_tokens: list[str] = Field([], description="special tokens added to the tokenizer and the embeddings")
+    verdict_tokens: list[str] = Field(
+        [], description="tokens for right and wrong whose logits' difference is the score; without: a head of its own"
+    )
 
 
 class Data(Section):
@@ -54,10 +57,13 @@ class Data(Section):
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
-    format: Literal["auto", "prompt", "demonstration", "pairs", "feedback", "hh"] = "auto"
+    format: Literal["auto", "prompt", "demonstration", "pairs", "feedback", "hh", "steps"] = "auto"
     columns: dict[str, str] = Field({}, description="our name → the data's column: prompt, completion, reference, ...")
     system: str | None = Field(None, description="system turn put before every prompt")
     user: str | None = Field(None, description="makes a user turn out of columns: '{question} Answer briefly.'")
+    step_tag: Annotated[str, Field(min_length=1)] = Field(
+        "\n", description="written after every step of step data; its last token carries the step's label"
+    )
     limit: Positive | None = Field(None, description="first rows only")
     max_prompt_tokens: Positive = Field(1024, description="longer prompts are refused at load and counted")
     shuffle: bool = True
@@ -83,7 +89,12 @@ class Scoring(Section):
 
     on_error: Literal["drop", "retry", "fail"] = "drop"
     max_error_share: Share = Field(0.5, description="stop the run when more rollouts of a step than this have errors")
-    timeout: Annotated[float, Field(gt=0)] = Field(30.0, description="seconds for one answer, for asynchronous scorers")
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="seconds for one call of a scorer that has no limit of its own; a late one is an error"
+    )
+    workers: Positive | None = Field(
+        None, description="processes that scorers run in; None: the CPUs of this process, at most 8"
+    )
 
 
 class Training(Section):
@@ -115,18 +126,28 @@ class Evaluation(Section):
     """One held-out measurement, under its own name. `benchmark` or `data` with `scorers`."""
 
     benchmark: str | None = None
-    data: Data | None = None
+    data: Data | None = Field(None, description="with a benchmark: laid over its own, such as a local file as source")
     scorers: list[Named] = []
     every: Annotated[int, Field(ge=0)] = Field(
         0, description="steps between measurements; 0: before and after the stage"
     )
     at_start: bool = True
     limit: Positive | None = None
-    num_samples: Positive = 1
+    num_samples: Positive = Field(1, description="answers to each prompt")
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
     max_tokens: Positive | None = None
     feedback: str | None = Field(None, description="condition to evaluate under, for feedback-conditioned policies")
+
+
+def without_nulls(value: Any) -> Any:
+    """A mapping less what was set to null."""
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+# `evaluation.x: null` switches off what a base recipe measures
+Evaluations = Annotated[dict[Name, Evaluation], BeforeValidator(without_nulls)]
 
 
 class Tracking(Section):
@@ -164,6 +185,6 @@ class Run(Section):
     scoring: Scoring = Scoring()
     rollout: Rollout = Rollout()
     training: Training = Training()
-    evaluation: dict[Name, Evaluation] = {}
+    evaluation: Evaluations = {}
     tracking: Tracking = Tracking()
     stages: list[Stage] = []

@@ -46,6 +46,8 @@ FOREIGN: dict[str, str] = {
     **dict.fromkeys(["ppo_mini_batch_size", "num_mini_batches"], "algorithm.minibatches (a count)"),
     **dict.fromkeys(["loss_type", "adv_estimator", "trainer_type"], "algorithm.name"),
     "loss_agg_mode": "algorithm.reduce",
+    **dict.fromkeys(["center_rewards_coefficient", "center_coef"], "algorithm.centre_coef"),
+    "step_separator": "data.step_tag",
     "lam": "algorithm.gae_lambda",
     "cliprange_value": "algorithm.value_clip",
     "vf_coef": "algorithm.value_coef",

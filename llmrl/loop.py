@@ -52,7 +52,7 @@ class Loop:
         with clock("generate"):
             groups, first = self.generate(number)
         with clock("score"):
-            groups = score(groups, stage.scorers, stage.config.scoring, self.ranks.gather)
+            groups = score(groups, stage.scorers, stage.config.scoring, stage.pool, self.ranks.gather)
             batch, places = self.assemble(groups, first)
         with clock("passes"):
             self.run_passes(batch)
@@ -100,7 +100,16 @@ class Loop:
             if training[g][i] is not None and (not group.scores or usable(group.scores[i]))
         ]
         contexts = stage.render([training[g][i] for g, i in places])
-        batch = assemble(groups, places, contexts, first, stage.scorers, stage.sampling.temperature)
+        batch = assemble(
+            groups,
+            places,
+            contexts,
+            first,
+            stage.scorers,
+            stage.sampling.temperature,
+            stage.wants,
+            stage.updater.policy.tokenizer,
+        )
         if stage.paired:
             batch.pairs = pairs_of(groups, places)
         if stage.scorers:

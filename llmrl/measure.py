@@ -23,7 +23,8 @@ def measure(loop: Loop, folder: RunFolder, global_step: int, names: list[str]) -
             folder.write_evaluation(name, global_step, result.records)
             out |= result.metrics(name)
         else:
-            out |= {f"eval/{name}/{key.removeprefix('pairs/')}": value for key, value in stored(loop, what).items()}
+            found = stored(loop, what)
+            out |= {f"eval/{name}/{k.removeprefix('pairs/').removeprefix('steps/')}": v for k, v in found.items()}
     loop.ranks.wait()
     return out
 
@@ -43,6 +44,7 @@ def sampled(loop: Loop, what: Measurement) -> evaluation.Evaluation:
         num_samples=what.num_samples,
         seed=loop.seed,
         decode=stage.decode,
+        pool=stage.pool,
     )
 
 
@@ -52,7 +54,7 @@ def stored(loop: Loop, what: Measurement) -> dict[str, float]:
     answers = ReplayEngine(stage.engine.context).generate(prompts, what.sampling, 1, [])
     groups = [Group(p, tuple(rs)) for p, rs in zip(prompts, answers, strict=True)]
     places = [(g, i) for g, group in enumerate(groups) for i in range(len(group.rollouts))]
-    batch = assemble(groups, places, [groups[g].prompt for g, _ in places], 0, [], 1.0)
+    batch = assemble(groups, places, [groups[g].prompt for g, _ in places], 0, [], 1.0, stage.wants)
     if stage.paired:
         batch.pairs = pairs_of(groups, places)
     loop.run_passes(batch)

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from llmrl import catalog
 from llmrl.errors import RecipeError, nearest
 from llmrl.foreign import ours
-from llmrl.problems import explain
+from llmrl.problems import Problem, explain
 
 
 def check_options(part: Callable[..., Any], options: dict[str, Any], where: str) -> list[str]:
@@ -42,7 +42,17 @@ def typed(annotation: Any, value: Any, key: str) -> tuple[Any, list[str]]:
     try:
         return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True), []
     except ValidationError as error:
-        return None, [f"{'.'.join((key, *p.keys))}: {p.text}" for p in explain(error, value)]
+        return None, [f"{'.'.join((key, *p.keys))}: {told(p, annotation)}" for p in explain(error, value)]
+
+
+def told(problem: Problem, annotation: Any) -> str:
+    """What is wrong, also with a key of an option that is a mapping."""
+    if problem.missing:
+        return f"{problem.missing} is missing."
+    if not problem.unknown:
+        return problem.text
+    known = list(getattr(annotation, "__annotations__", {}))
+    return f"this key is not known.{nearest(problem.keys[-1], known)} Keys: {', '.join(known)}."
 
 
 def _read(part: Callable[..., Any], options: dict[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from llmrl.config import Run
-from llmrl.errors import nearest
+from llmrl.errors import RecipeError, nearest
 from llmrl.foreign import ours
 from llmrl.recipe_file import is_number
 from llmrl.recipe_tree import Keys, item_key
@@ -46,6 +46,8 @@ def explain(error: ValidationError, value: Any) -> Iterator[Problem]:
             yield Problem(keys, "", missing=str(found["loc"][-1]))
         elif found["type"] == "extra_forbidden":
             yield Problem(keys, "", unknown=True)
+        elif found["type"] == "secret":  # a validator's own: the value is not to be shown
+            yield Problem(keys, found["msg"])
         else:
             expected = EXPECTED.get(found["type"], found["msg"].removeprefix("Input should be "))
             wrong.setdefault(keys, (inner, []))[1].append(expected)
@@ -79,6 +81,27 @@ def described(value: Any) -> str:
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"
     return "nothing (null)" if value is None else repr(value)
+
+
+def validated(schema: type[BaseModel], values: Any, above: str = "", more: Iterable[str] = ()) -> Any:
+    """The section out of plain values that stand outside of a recipe. RecipeError with every problem.
+
+    above: the dotted key of the section, '' for none. more: keys that the section's own stand beside.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for keys, text, missing, unknown in explain(error, values):
+            key = ".".join(k for k in (above, *keys) if k)
+            if missing:
+                problems.append(f"{key}.{missing} is missing.".lstrip("."))
+            elif unknown:
+                known = [*section_at(schema, keys[:-1]).model_fields, *(() if keys[:-1] else more)]
+                problems.append(f"{key} is not a key here.{nearest(keys[-1], known)} Keys: {', '.join(known)}.")
+            else:
+                problems.append(f"{key}: {text}")
+        raise RecipeError(problems) from error
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from llmrl import catalog
-from llmrl.config import Data, Evaluation, Named, Rollout, Run, Scoring, Section, Stage, Training
+from llmrl.config import Data, Evaluations, Named, Rollout, Run, Scoring, Section, Stage, Training
 from llmrl.errors import CatalogError, RecipeError, nearest
 from llmrl.problems import explain, section_at, unknown_key
 from llmrl.recipe_file import Dumper, parse_overrides, read, shown
@@ -33,7 +33,7 @@ class StageConfig(Section):
     scoring: Scoring = Scoring()
     rollout: Rollout = Rollout()
     training: Training = Training()
-    evaluation: dict[str, Evaluation] = {}
+    evaluation: Evaluations = {}
     origins: dict[str, str] = {}
 
 
@@ -91,7 +91,7 @@ def resolve(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     file = find(path)
     problems: list[str] = []
     changes = parse_overrides(overrides)
-    tree = overlay(read(file, RECIPES, problems), changes)
+    tree = _switched_off(overlay(read(file, RECIPES, problems), changes))
     if tree.values.get("name") is None:
         tree = overlay(tree, Tree({"name": file.stem}))
     run = _checked(Run, tree, file, problems)
@@ -117,6 +117,23 @@ def _stage_trees(tree: Tree) -> list[Tree]:
     changes = [tree.below("stages", name) for name in names]
     given = [change.only([s for s in SECTIONS if change.values.get(s) is not None]) for change in changes]
     return [overlay(overlay(own, g), Tree({"name": name})) for g, name in zip(given, names, strict=True)]
+
+
+def _switched_off(tree: Tree) -> Tree:
+    """The tree less what its stages say of evaluations that are null for the whole run."""
+    off = {name for name, value in _mapping(tree.values.get("evaluation")).items() if value is None}
+    stages = tree.values.get("stages")
+    if not off or not isinstance(stages, list):
+        return tree
+
+    def kept(stage: Any) -> Any:
+        own = _mapping(stage).get("evaluation")
+        return (
+            stage | {"evaluation": {n: e for n, e in own.items() if n not in off}} if isinstance(own, dict) else stage
+        )
+
+    marks = {k: m for k, m in tree.marks.items() if (k[0], *k[2:3]) != ("stages", "evaluation") or not off & {*k[3:4]}}
+    return Tree(tree.values | {"stages": [kept(stage) for stage in stages]}, marks)
 
 
 def _at(tree: Tree, keys: Keys, file: str = "") -> tuple[str, str]:
@@ -175,6 +192,8 @@ def _part_names(stage: Tree) -> list[str]:
         named.append((("algorithm", "name"), "algorithms", algorithm["name"]))
     found = []
     for name, evaluation in _mapping(stage.values.get("evaluation")).items():
+        if evaluation is None:
+            continue
         keys, values = ("evaluation", name), _mapping(evaluation)
         named += [((*keys, "benchmark"), "benchmarks", values.get("benchmark")), *_scorers(values, keys)]
         if values.get("benchmark") is None and values.get("data") is None:

@@ -17,18 +17,22 @@ from llmrl.config import Data, Evaluation, Named, Training
 from llmrl.data.prompts import PromptSet, load
 from llmrl.data.render import render, stop_ids
 from llmrl.errors import RecipeError
+from llmrl.evaluation import Benchmark
 from llmrl.options import check_options
 from llmrl.policy.forward import base_model
 from llmrl.policy.model import Policy, load_policy
+from llmrl.pool import Pool
 from llmrl.recipe import Recipe, StageConfig
+from llmrl.recipe_tree import Tree, overlay
 from llmrl.rollout.engine import Context, Engine
-from llmrl.scoring import Scorer, from_function, make_scorers
+from llmrl.scoring import Scorer, distinct, from_function, make_scorers
 from llmrl.training.ranks import Ranks
 from llmrl.training.update import Settings, Updater
 from llmrl.types import Prompt, Rollout, Sampling
 
 # mean |Δ log-probability| between engine and trainer beyond which they do not hold the same weights
 LOGPROB_GAP = {"fp32": 0.02, "bf16": 0.2}
+SAMPLED = ("temperature", "top_p", "top_k", "max_tokens")  # keys of an evaluation that win over a benchmark's
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class StageRun:
     evaluator: Engine | None
     updater: Updater
     reference: Policy | None
+    pool: Pool
     steps: int
     memory: Any = None
     version: int = 0
@@ -104,13 +109,14 @@ class StageRun:
 
 
 def first_policy(recipe: Recipe, folder: Path, trained: str | None = None) -> Policy:
-    """The policy a run starts from, with a value head if any stage asks for values."""
-    values = any("values" in sources(required(build_algorithm(stage))) for stage in recipe.stages)
+    """The policy a run starts from, with the heads that its stages ask for."""
+    wanted = {name for stage in recipe.stages for name in sources(required(build_algorithm(stage)))}
     return load_policy(
         recipe.run.model,
         folder,
         seed=recipe.run.seed,
-        values=values,
+        values="values" in wanted,
+        scores="scores" in wanted,
         trained=trained,
     )
 
@@ -122,10 +128,11 @@ def build_stage(
     ranks: Ranks,
     folder: Path,
     trained: str | None,
+    pool: Pool,
     memory: Any = None,
     functions: Sequence[Callable] = (),
 ) -> StageRun:
-    """Load what stage `index` needs.
+    """Load what stage `index` needs. pool: the processes that its scorers run in.
 
     trained: the export of the stage before, this stage's starting point; None: the model. memory: the condition part's
     state at the end of that stage. functions: scorers that replace the recipe's.
@@ -134,7 +141,8 @@ def build_stage(
     algorithm = build_algorithm(config)
     prompts = load(config.data, policy.tokenizer, seed=seed, answers=replays(config.rollout.engine))
 
-    scorers = [from_function(f) for f in functions] or make_scorers(config.scorers)
+    scorers = distinct([from_function(f) for f in functions]) or make_scorers(config.scorers)
+    pool.start([module for scorer in scorers for module in scorer.preload])
     demand(config, algorithm, prompts, scorers)
 
     def frozen_copy() -> Policy:
@@ -173,6 +181,7 @@ def build_stage(
         evaluator=evaluator,
         updater=Updater(policy, make_optimizer(policy, training), ranks, settings, source),
         reference=frozen_copy() if needs_reference else None,
+        pool=pool,
         steps=training.steps or -(-len(prompts) // rollout.prompts_per_step),
         memory=algorithm.condition.init(memory) if algorithm.condition else memory,
     )
@@ -233,19 +242,23 @@ def make_engine(named: Named, policy: Policy, limits: tuple[int, int]) -> Engine
 
 
 def measurement(config: Evaluation, max_tokens: int, tokenizer: Any, seed: int) -> Measurement:
-    """Load an evaluation's prompts. A benchmark brings its data, scorers and sampling; keys that are set win over it."""
-    data, scorers, num_samples = config.data, list(config.scorers), config.num_samples
-    sampling = Sampling(config.max_tokens or max_tokens, config.temperature, config.top_p)
+    """Load an evaluation's prompts. A benchmark brings its data, scorers and sampling; keys that are set win over it.
+
+    A greedy benchmark is asked once, unless the evaluation says how often.
+    """
+    data, scorers, num_samples, adapt = config.data, list(config.scorers), config.num_samples, None
+    sampling = Sampling(config.max_tokens or max_tokens, config.temperature, config.top_p, config.top_k)
     if config.benchmark is not None:
-        benchmark = catalog.get("benchmarks", config.benchmark)()
-        data = data or Data.model_validate(benchmark.data)
-        scorers = scorers or list(benchmark.scorers)
-        given = {k: getattr(config, k) for k in ("temperature", "top_p", "max_tokens") if k in config.model_fields_set}
+        benchmark: Benchmark = catalog.get("benchmarks", config.benchmark)()
+        changes = config.data.model_dump(exclude_unset=True) if config.data else {}
+        data = Data.model_validate(overlay(Tree(benchmark.data), Tree(changes)).values)
+        scorers, adapt = scorers or list(benchmark.scorers), benchmark.adapt
+        given = {k: getattr(config, k) for k in SAMPLED if k in config.model_fields_set}
         sampling = replace(benchmark.sampling, **given)
         if "num_samples" not in config.model_fields_set:
-            num_samples = benchmark.num_samples
+            num_samples = benchmark.num_samples if sampling.temperature > 0 else 1
     limited = {"shuffle": False} | ({"limit": config.limit} if config.limit else {})
-    prompts = load(data.model_copy(update=limited), tokenizer, seed=seed)
+    prompts = load(data.model_copy(update=limited), tokenizer, seed=seed, adapt=adapt)
     return Measurement(config, prompts, make_scorers(scorers), sampling, num_samples)
 
 

@@ -1,47 +1,64 @@
-"""Scorers: the three shapes they come in, and running them so that a failure never reads as a zero."""
+"""Scorers: naming them, running them in the pool, and keeping a failure from ever reading as a zero."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import math
+import hashlib
+import importlib
+import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmrl import catalog
+from llmrl.calls import is_async, shape_of, singles
 from llmrl.config import Named, Scoring
 from llmrl.errors import RecipeError, ScoringError, nearest
+from llmrl.limits import DEFAULT, Limits
 from llmrl.options import typed
-from llmrl.types import Group, Prompt, Rollout, Score
+from llmrl.pool import Pool
+from llmrl.pool.pool import Call, Source
+from llmrl.types import Group, Score
 
-LONGEST_REASON = 300  # characters of an error kept in the record
+LATE = "no answer within"
+SPLITS_OF_LATE_CALLS = (
+    4  # a call for many rollouts that was late is split so often; a function that hangs costs no more
+)
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A judge of rollouts, its options bound.
+    """A judge of rollouts.
 
-    shape: 'rollout', called as (prompt, rollout) -> Score; 'group', as (group) -> list[Score]; or 'columns', as TRL
-    calls a reward function, (prompts=, completions=, <columns>=) -> list[float | None] for the whole batch.
+    shape: how it is called (`llmrl.calls.shape_of`). source: how the pool's processes get it.
     """
 
     name: str
-    function: Callable[..., Any]
     shape: str
+    source: Source
+    limits: Limits = DEFAULT
+    together: bool = False
     weight: float = 1.0
+
+    @property
+    def key(self) -> str:
+        """Its name in the pool's processes: the same function with other options is another."""
+        what = repr((self.source.path, self.source.code, sorted(self.source.options.items())))
+        return f"{self.name}:{hashlib.blake2b(what.encode(), digest_size=8).hexdigest()}"
+
+    @property
+    def preload(self) -> list[str]:
+        """Modules to import before processes are forked."""
+        own = [self.source.path.partition(":")[0]] if self.source.path else []
+        return [*own, *self.limits.preload]
 
 
 @dataclass(frozen=True)
-class Job:
-    """One call of one scorer, and how many rollouts it answers for."""
+class Piece:
+    """What one call judges: rollouts by (group, which of its rollouts)."""
 
     scorer: Scorer
-    call: Callable[[], Any]
-    rollouts: tuple[tuple[int, int], ...]  # (group, rollout) positions
+    units: tuple[tuple[int, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -50,7 +67,7 @@ class Faults:
 
     rollouts: int
     failed: int
-    errors: list[tuple[str, str, str]]
+    errors: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def make_scorer(named: Named) -> Scorer:
@@ -82,71 +99,138 @@ def make_scorer(named: Named) -> Scorer:
         problems += [f"{where}.{key} is missing: {name} has no default for it." for key in required]
     if problems:
         raise RecipeError(problems)
-    return Scorer(name.rpartition(":")[2], partial(function, **values) if values else function, shape, float(weight))
+    path = catalog.table("scorers").get(name, name)
+    return scorer(name.rpartition(":")[2], function, Source(path, b"", values), float(weight))
+
+
+def scorer(name: str, function: Callable[..., Any], source: Source, weight: float = 1.0) -> Scorer:
+    """The Scorer of a function, with what the function itself says of its limits."""
+    own = getattr(catalog.unwrap(function), "limits", DEFAULT)
+    return Scorer(name, shape_of(function, name), source, own, is_async(function), weight)
 
 
 def from_function(function: Callable[..., Any]) -> Scorer:
-    """The scorer that a Python function is, under its own name."""
-    return Scorer(function.__name__, function, shape_of(function, function.__name__))
+    """The scorer that a Python function is, under its own name. Raises RecipeError for one that cannot be sent."""
+    name = getattr(function, "__name__", None) or type(function).__name__
+    return scorer(name, function, source_of(function, name))
+
+
+def source_of(function: Callable[..., Any], name: str) -> Source:
+    """By 'module:attribute' where that is this very function, else written out by dill."""
+    module, attribute = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if module in sys.modules and module != "__main__" and "<" not in attribute:
+        found = importlib.import_module(module)
+        for step in attribute.split("."):
+            found = getattr(found, step, None)
+        if found is function:
+            return Source(f"{module}:{attribute}", b"", {})
+    import dill
+
+    try:
+        return Source("", dill.dumps(function, recurse=True), {})
+    except Exception as error:
+        raise RecipeError(
+            f"scorer {name} cannot be sent to the processes that scorers run in ({type(error).__name__}: {error!s:.200}). "
+            "Define it at the top of a module, or name it module:function."
+        ) from error
 
 
 def make_scorers(named: Iterable[Named]) -> list[Scorer]:
-    """`make_scorer` for each. RecipeError when two share a name: scores are kept, logged and combined by name."""
-    scorers = [make_scorer(one) for one in named]
-    for name, times in Counter(scorer.name for scorer in scorers).items():
+    """`make_scorer` for each. RecipeError when two share a name."""
+    return distinct([make_scorer(one) for one in named])
+
+
+def distinct(scorers: list[Scorer]) -> list[Scorer]:
+    """The scorers. RecipeError when two share a name: scores are kept, logged and combined by name."""
+    for name, times in Counter(one.name for one in scorers).items():
         if times > 1:
             raise RecipeError(f"scorers: {name} is named {times} times; expected once. Join them in one scorer.")
     return scorers
-
-
-def shape_of(function: Callable[..., Any], name: str) -> str:
-    """How the function wants to be called, read from its parameters."""
-    parameters = list(inspect.signature(function).parameters.values())
-    names = [p.name for p in parameters]
-    if names[:2] == ["prompt", "rollout"]:
-        return "rollout"
-    if names[:1] == ["group"]:
-        return "group"
-    if {"prompts", "completions"} & set(names) or any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return "columns"
-    raise RecipeError(
-        f"scorers.{name} takes ({', '.join(names)}). Expected (prompt, rollout), (group) or TRL's "
-        "(prompts, completions, <columns>); options are keyword-only."
-    )
 
 
 def score(
     groups: Sequence[Group],
     scorers: Sequence[Scorer],
     config: Scoring,
+    pool: Pool,
     gather: Callable[[Faults], Sequence[Faults]] = lambda found: [found],
 ) -> list[Group]:
     """The groups with `scores` filled in: for each rollout, every scorer's Score by name.
 
-    What a scorer raises, a value that is not a finite number, a wrong count or an asynchronous answer later than
-    `config.timeout` seconds a rollout becomes a Score with an error. 'retry' asks once more. Synchronous scorers run
-    one after the other in this thread and cannot be interrupted; asynchronous ones run together in one event loop.
-    Raises ScoringError for any error under 'fail', or for more rollouts with errors than `config.max_error_share`;
-    `gather` brings in the faults of the other processes.
+    What a scorer raises, a value that is not a finite number, a wrong count, an answer later than `config.timeout`
+    seconds and the end of the scorer's process become a Score with an error. 'retry' asks once more. A call that
+    answers for many rollouts and fails is split, so that only those pay that have to. Raises ScoringError for any error
+    under 'fail', or for more rollouts with errors than `config.max_error_share`; `gather` brings in the faults of the
+    other processes of the run.
     """
-    jobs = [job for scorer in scorers for job in jobs_of(scorer, groups)]
-    retry = config.on_error == "retry"
-    awaited = [job for job in jobs if is_async(job.scorer.function)]
-    # the synchronous ones first: they would block the event loop while others' time-outs run
-    judged = [(job, judge(job, retry)) for job in jobs if not is_async(job.scorer.function)]
-    if awaited:
-        judged += zip(awaited, run(judge_all(awaited, retry, config.timeout)), strict=True)
-    found: dict[tuple[int, int], dict[str, Score]] = {}
-    for job, scores in judged:
-        for place, given in zip(job.rollouts, scores, strict=True):
-            found.setdefault(place, {})[job.scorer.name] = given
-    names = [scorer.name for scorer in scorers]
+    found = judged(groups, [piece for one in scorers for piece in pieces(one, groups)], config, pool)
+    if config.on_error == "retry":
+        failed = {(name, place) for place, scores in found.items() for name, one in scores.items() if one.error}
+        again = [p for one in scorers for p in pieces(one, groups) if any((one.name, at) in failed for at in places(p))]
+        for place, scores in judged(groups, again, config, pool).items():
+            found[place] |= {name: one for name, one in scores.items() if (name, place) in failed}
+    names = [one.name for one in scorers]
     scored = [
         replace(group, scores=tuple({n: found[g, r][n] for n in names} for r in range(len(group.rollouts))))
         for g, group in enumerate(groups)
     ]
     refuse(gather(faults(scored)), config)
     return scored
+
+
+def pieces(one: Scorer, groups: Sequence[Group]) -> list[Piece]:
+    """The calls that it takes to judge every rollout once."""
+    units = list(singles(groups, one.shape))
+    if one.shape in ("columns", "groups"):
+        return [Piece(one, tuple(units))] if units else []
+    return [Piece(one, (unit,)) for unit in units]
+
+
+def places(piece: Piece) -> list[tuple[int, int]]:
+    return [(g, r) for g, rollouts in piece.units for r in rollouts]
+
+
+def judged(
+    groups: Sequence[Group], work: Sequence[Piece], config: Scoring, pool: Pool
+) -> dict[tuple[int, int], dict[str, Score]]:
+    """Every place's scores by scorer; failed calls of several units are split in two until the fault stands alone."""
+    found: dict[tuple[int, int], dict[str, Score]] = {}
+    late: Counter[str] = Counter()
+    work = list(work)
+    pool.start([module for piece in work for module in piece.scorer.preload])
+    while work:
+        outcomes = pool.judge([call(piece, groups, config) for piece in work])
+        again: list[Piece] = []
+        for piece, outcome in zip(work, outcomes, strict=True):
+            name = piece.scorer.name
+            if isinstance(outcome, str):
+                late[name] += outcome.startswith(LATE)
+                if len(piece.units) > 1 and late[name] <= SPLITS_OF_LATE_CALLS:
+                    middle = len(piece.units) // 2
+                    again += [replace(piece, units=half) for half in (piece.units[:middle], piece.units[middle:])]
+                    continue
+                outcome = [Score(None, error=outcome)] * len(places(piece))
+            for place, given in zip(places(piece), outcome, strict=True):
+                found.setdefault(place, {})[name] = given
+        work = again
+    return found
+
+
+def call(piece: Piece, groups: Sequence[Group], config: Scoring) -> Call:
+    """The piece as the pool takes it: rollouts of one group together."""
+    grouped: dict[int, list[int]] = {}
+    for g, rollouts in piece.units:
+        grouped.setdefault(g, []).extend(rollouts)
+    one = piece.scorer
+    return Call(
+        key=one.key,
+        source=one.source,
+        shape=one.shape,
+        limits=one.limits,
+        seconds=one.limits.seconds or config.timeout,
+        groups=tuple((groups[g].prompt, tuple(groups[g].rollouts[r] for r in rs)) for g, rs in grouped.items()),
+        together=one.together,
+    )
 
 
 def usable(scores: dict[str, Score]) -> bool:
@@ -178,132 +262,3 @@ def refuse(found: Sequence[Faults], config: Scoring) -> None:
             f"{failed} of {rollouts} rollouts could not be scored; scoring.max_error_share allows "
             f"{config.max_error_share:g}. Most often ({times} times) scorer {name}: {reason}. Mend the scorer."
         )
-
-
-def jobs_of(scorer: Scorer, groups: Sequence[Group]) -> list[Job]:
-    """The calls that it takes to judge every rollout once."""
-    places = [tuple((g, r) for r in range(len(group.rollouts))) for g, group in enumerate(groups)]
-    if scorer.shape == "rollout":
-        return [
-            Job(scorer, partial(scorer.function, group.prompt, rollout), ((g, r),))
-            for g, group in enumerate(groups)
-            for r, rollout in enumerate(group.rollouts)
-        ]
-    if scorer.shape == "group":
-        calls = [partial(scorer.function, group) for group in groups]
-        return [Job(scorer, call, at) for call, at in zip(calls, places, strict=True) if at]
-    rows = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-    everything = tuple(place for at in places for place in at)
-    return [Job(scorer, partial(scorer.function, **columns(scorer.function, rows)), everything)] if rows else []
-
-
-def columns(function: Callable[..., Any], rows: Sequence[tuple[Prompt, Rollout]]) -> dict[str, list[Any]]:
-    """What TRL would pass: a list a column with one entry a completion, cut to what the function's signature takes.
-
-    Prompts and completions are strings for text prompts and message lists for conversations. A recipe's option wins
-    over a column of its name.
-    """
-    names = dict.fromkeys(name for prompt, _ in rows for name in prompt.columns)
-    found = {"reference": [prompt.reference for prompt, _ in rows]}
-    found |= {name: [prompt.columns.get(name) for prompt, _ in rows] for name in names}
-    found["prompts"] = [p.text if p.messages is None else [dict(m) for m in p.messages] for p, _ in rows]
-    found["completions"] = [
-        rollout.text if prompt.messages is None else [{"role": "assistant", "content": rollout.text}]
-        for prompt, rollout in rows
-    ]
-    found["completion_ids"] = [list(rollout.ids) for _, rollout in rows]
-    parameters = inspect.signature(function).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    bound = function.keywords if isinstance(function, partial) else {}
-    return {name: column for name, column in found.items() if (takes_all or name in parameters) and name not in bound}
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives a coroutine, for functions and for objects with an asynchronous `__call__`."""
-    inner = catalog.unwrap(function)
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
-
-
-def run(coroutine: Coroutine[Any, Any, list[list[Score]]]) -> list[list[Score]]:
-    """The coroutine's result, out of an event loop of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1) as thread:  # a notebook has a loop running in this thread already
-        return thread.submit(asyncio.run, coroutine).result()
-
-
-def judge(job: Job, retry: bool) -> list[Score]:
-    """The job's scores, with those that failed asked for once more under `retry`."""
-    scores = attempt(job)
-    return better(scores, attempt(job)) if retry and has_errors(scores) else scores
-
-
-async def judge_all(jobs: Sequence[Job], retry: bool, timeout: float) -> list[list[Score]]:
-    """`judge` for asynchronous jobs, all at once."""
-
-    async def one(job: Job) -> list[Score]:
-        scores = await attempt_async(job, timeout)
-        return better(scores, await attempt_async(job, timeout)) if retry and has_errors(scores) else scores
-
-    return await asyncio.gather(*(one(job) for job in jobs))
-
-
-def attempt(job: Job) -> list[Score]:
-    """One synchronous call."""
-    try:
-        return read(job, job.call())
-    except Exception as error:
-        return failure(job, f"{type(error).__name__}: {error}")
-
-
-async def attempt_async(job: Job, timeout: float) -> list[Score]:
-    """One asynchronous call, given `timeout` seconds for each rollout that it answers for."""
-    allowed = timeout * len(job.rollouts)
-    try:
-        return read(job, await asyncio.wait_for(job.call(), allowed))
-    except TimeoutError as error:
-        return failure(job, str(error) or f"no answer within {allowed:g} s")
-    except Exception as error:
-        return failure(job, f"{type(error).__name__}: {error}")
-
-
-def read(job: Job, answer: Any) -> list[Score]:
-    """The answer as one checked Score a rollout. Raises when it is not one answer for each."""
-    if job.scorer.shape == "rollout":
-        return [checked(answer)]
-    answers = list(answer)
-    if len(answers) != len(job.rollouts):
-        raise ValueError(f"{job.scorer.name} returned {len(answers)} scores for {len(job.rollouts)} rollouts")
-    return [checked(Score(one) if job.scorer.shape == "columns" else one) for one in answers]
-
-
-def checked(answer: Any) -> Score:
-    """The Score with a finite float or None for value, or one that says what was wrong with it."""
-    if not isinstance(answer, Score):
-        return Score(None, error=f"returned {type(answer).__name__}, expected a Score")
-    if answer.error is not None or answer.value is None:
-        return replace(answer, value=None)
-    try:
-        value = math.nan if isinstance(answer.value, str | bytes) else float(answer.value)
-    except (TypeError, ValueError, OverflowError):
-        value = math.nan
-    if not math.isfinite(value):
-        return replace(answer, value=None, error=f"value is {answer.value!r:.80}, expected a finite number or None")
-    return replace(answer, value=value)
-
-
-def failure(job: Job, reason: str) -> list[Score]:
-    """The same error for every rollout of the job."""
-    return [Score(None, error=reason[:LONGEST_REASON])] * len(job.rollouts)
-
-
-def has_errors(scores: Sequence[Score]) -> bool:
-    """Whether any of them failed."""
-    return any(one.error is not None for one in scores)
-
-
-def better(first: Sequence[Score], second: Sequence[Score]) -> list[Score]:
-    """What was judged the first time, and the second answer for the rest."""
-    return [b if a.error is not None else a for a, b in zip(first, second, strict=True)]

@@ -13,7 +13,8 @@ class Completion:
     """A stored answer to a prompt: a demonstration, one side of a pair, or a rollout kept from earlier.
 
     Either `messages` (the assistant's turn) or `text` is set. `label` says what the data says of it: 'chosen',
-    'rejected', or None for a demonstration. `feedback` and `score` come with feedback data.
+    'rejected', or None for a demonstration. `feedback` and `score` come with feedback data, `steps` with step labels:
+    (characters of `text` up to the end of a step, its label).
     """
 
     text: str
@@ -21,6 +22,7 @@ class Completion:
     label: str | None = None
     feedback: str | None = None
     score: float | None = None
+    steps: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Rollout:
 
     logprobs: natural, one a token, as the engine reported them; None when nothing was sampled (replayed data).
     loss_mask: which of `ids` are trained on; None means all. version: of the weights that wrote it.
-    label: 'chosen', 'rejected' or None, from stored data. stored: the Completion it was replayed from.
+    label: 'chosen', 'rejected' or None, from stored data. stored: the Completion it was replayed from. step_labels: its
+    step labels as (position among `ids`, label), those beyond a cut left out.
     """
 
     ids: tuple[int, ...]
@@ -84,6 +87,7 @@ class Rollout:
     version: int = 0
     loss_mask: tuple[bool, ...] | None = None
     stored: Completion | None = None
+    step_labels: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,14 @@ class Score:
     """What one scorer says of one rollout. value None means 'does not apply'; error means it could not be judged.
 
     An error is never a zero: the rollout is dropped, counted and logged. evidence is plain data for the record.
+    steps: process rewards, each as (characters of the rollout's text up to the end of the step, its value).
     """
 
     value: float | None
     feedback: str | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    steps: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

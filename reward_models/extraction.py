@@ -6,9 +6,9 @@ import re
 from typing import NamedTuple
 
 TAIL = 20_000  # characters read from the end; an answer stands there, and a megabyte of text must cost nothing
-LONGEST = 1_000  # characters of an answer
+LONGEST = 4_096  # characters of an answer
 
-BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 SENTENCE = re.compile(r"\banswer\s*(?:is\s*:?|:|=)", re.IGNORECASE)
 SENTENCE_END = re.compile(r"\n|\.(?=\s|$)")
 NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?")
@@ -25,7 +25,7 @@ def final_answer(text: str, *, boxed_only: bool = False, last_number: bool = Fal
     """The last answer under the strongest mark: \\boxed{}, '####', <answer> tags, 'answer is'.
 
     last_number: where there is no mark, the last number in the text. None when nothing is found, also when what
-    stands under the mark is empty or longer than 1,000 characters.
+    stands under the mark is empty or longer than 4,096 characters.
     """
     tail = text[-TAIL:]
     readers = [("boxed", boxed)]
@@ -40,13 +40,13 @@ def final_answer(text: str, *, boxed_only: bool = False, last_number: bool = Fal
 
 
 def boxed(text: str) -> str | None:
-    """What the balanced \\boxed{...} that opens last holds."""
+    """What the balanced \\boxed{...} or \\fbox{...} that opens last and is not empty holds."""
     start, end, opened = -1, -1, []
     for match in BRACES.finditer(text):
         token = match.group()
         if token == "}" and opened:
             begin = opened.pop()
-            if begin > start:
+            if begin > start and text[begin : match.start()].strip():
                 start, end = begin, match.start()
         elif token.endswith("{") and token != "\\{":
             opened.append(match.end() if token != "{" else -1)

@@ -53,4 +53,8 @@ def worked():
     arrays = {name: torch.tensor(values) for name, values in rows.items()}
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]], dtype=torch.bool)
     arrays["logprobs"].requires_grad_()
-    return arrays | {"loss_mask": mask, "rewards": torch.tensor([1.0, 0, 1, 0]), "group_ids": torch.tensor([0, 0, 1, 1])}
+    return arrays | {
+        "loss_mask": mask,
+        "rewards": torch.tensor([1.0, 0, 1, 0]),
+        "group_ids": torch.tensor([0, 0, 1, 1]),
+    }

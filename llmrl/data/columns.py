@@ -9,7 +9,8 @@ import re
 from llmrl.data.read import Row
 from llmrl.errors import DataError, nearest
 
-FIELDS = ["prompt", "completion", "messages", "text", "chosen", "rejected", "feedback", "score", "reference"]
+FIELDS = ["prompt", "completion", "messages", "text", "chosen", "rejected", "margin", "feedback", "score", "steps"]
+FIELDS += ["completions", "labels", "reference"]
 REFERENCES = ["reference", "answer", "ground_truth"]
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 

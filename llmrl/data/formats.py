@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llmrl.config import Data
 from llmrl.data.columns import FIELDS, fill, identity, mapped, reference_column
 from llmrl.data.read import Row
+from llmrl.data.steps import joined
 from llmrl.data.turns import HH_START, Turns, dialogue, shared, split_last, to_turns
 from llmrl.errors import DataError
 from llmrl.types import Completion, Prompt
@@ -20,6 +22,8 @@ FORMS = {
     "text": {"text"},
     "pairs": {"prompt", "chosen", "rejected"},
     "implicit": {"chosen", "rejected"},
+    "steps": {"prompt", "steps", "labels"},
+    "stepwise": {"prompt", "completions", "labels"},
 }
 FORMATS = {
     "auto": list(FORMS),
@@ -28,7 +32,13 @@ FORMATS = {
     "pairs": ["pairs", "implicit"],
     "feedback": ["feedback"],
     "hh": ["implicit"],
+    "steps": ["steps", "stepwise"],
 }
+OPTIONAL = {
+    "feedback": "score",
+    "pairs": "margin",
+    "implicit": "margin",
+}  # columns that a form may have besides its own
 Context = str | Turns
 
 
@@ -37,9 +47,10 @@ def to_prompt(row: Row, data: Data, number: int) -> Prompt:
 
     Formats: prompt; prompt + completion; messages, whose last assistant turn is the completion; text (language
     modelling: nothing before it); prompt + chosen + rejected, or chosen + rejected that begin alike (what they share is
-    the prompt, as in TRL); the dialogue strings of Anthropic's HH; prompt + completion + feedback (+ score). A prompt
-    that is a string stays raw text; messages go through the chat template. Other columns need `data.columns` or
-    `data.user`. Raises DataError when no format fits, when several do, or when the row breaks the one that does.
+    the prompt, as in TRL), both with an optional margin; the dialogue strings of Anthropic's HH; prompt + completion +
+    feedback (+ score); prompt + steps (TRL: completions) + labels. A prompt that is a string stays raw text; messages go
+    through the chat template. Other columns need `data.columns` or `data.user`. Raises DataError when no format fits,
+    when several do, or when the row breaks the one that does.
     """
     try:
         return _convert(row, data)
@@ -52,17 +63,19 @@ def _convert(row: Row, data: Data) -> Prompt:
     if data.user is not None:
         view["prompt"] = [{"role": "user", "content": fill(data.user, row)}]
     form = recognise(view, data)
-    context, completions = _read(form, view, data.format)
+    context, completions = _read(form, view, data)
     if data.system is not None:
         context = under_system(context, fill(data.system, row))
-    used = {data.columns.get(name, name) for name in FORMS[form] | ({"score"} if form == "feedback" else set())}
+    optional = OPTIONAL.get(form)
+    used = {data.columns.get(name, name) for name in FORMS[form] | ({optional} if optional else set())}
     reference = reference_column(row, data.columns, used)
     return Prompt(
         id=identity(row),
         messages=None if isinstance(context, str) else context,
         text=context if isinstance(context, str) else None,
         reference=None if reference is None else row[reference],
-        columns={key: value for key, value in row.items() if key not in used},
+        columns={key: value for key, value in row.items() if key not in used}
+        | _margin(view if optional == "margin" else {}),
         completions=completions,
     )
 
@@ -100,17 +113,32 @@ def under_system(context: Context, system: str) -> Turns:
     return ({"role": "system", "content": system}, *context)
 
 
-def _read(form: str, view: Row, asked: str) -> tuple[Context, tuple[Completion, ...]]:
+def _margin(view: Row) -> dict[str, float]:
+    margin = view.get("margin")
+    if margin is None:
+        return {}
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise DataError(f"margin is {margin!r:.40}; expected a number: by how much the chosen answer is better.")
+    return {"margin": float(margin)}
+
+
+def _read(form: str, view: Row, data: Data) -> tuple[Context, tuple[Completion, ...]]:
     if form == "text":
         return "", (_answer(view["text"], "", "text"),)
     if form == "messages":
         context, answer = split_last(to_turns(view["messages"], "messages"), "messages")
         return context, (answer,)
     if form in ("pairs", "implicit"):
-        return _read_pair(view, asked)
+        context, sides = _read_pair(view, data.format)
+        if sides[0].text == sides[1].text:
+            raise DataError("chosen and rejected are the same: such a pair teaches nothing, and its loss never falls.")
+        return context, sides
     context = _context(view["prompt"])
     if form == "prompt":
         return context, ()
+    if form in ("steps", "stepwise"):
+        text, ends = joined(view["steps" if form == "steps" else "completions"], view["labels"], data.step_tag)
+        return context, (_answer(text, context, "steps", steps=ends),)
     extra: dict[str, Any] = {}
     if form == "feedback":
         extra = {"feedback": view["feedback"], "score": view.get("score")}

@@ -6,13 +6,15 @@ import functools
 import hashlib
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llmrl.config import Data
 from llmrl.data.formats import to_prompt
-from llmrl.data.read import read_rows
+from llmrl.data.read import Row, read_rows
 from llmrl.data.render import render, render_completion
+from llmrl.data.steps import laid_on_written
 from llmrl.errors import DataError
 from llmrl.types import Prompt
 
@@ -72,14 +74,22 @@ def permutation(size: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def load(data: Data, tokenizer: Any, *, seed: int, answers: bool = False) -> PromptSet:
+def load(
+    data: Data,
+    tokenizer: Any,
+    *,
+    seed: int,
+    answers: bool = False,
+    adapt: Callable[[Row], Row | None] | None = None,
+) -> PromptSet:
     """Every usable prompt of `data`, rendered. answers: stored answers are wanted, and a row without usable ones is bad.
+    adapt: as in `read_rows`.
 
     Prompts longer than `data.max_prompt_tokens` are refused and counted, never cut. Rows that cannot be used are left
     out, with a reason each. The second of two equal rows gets the id of the first with '-2', and so on. Raises
     DataError when more than half of the rows are bad or nothing is left.
     """
-    rows = read_rows(data, seed=seed)
+    rows = read_rows(data, seed=seed, adapt=adapt)
     prompts: list[Prompt] = []
     reasons: list[str] = []
     seen: Counter[str] = Counter()
@@ -116,7 +126,10 @@ def _render(prompt: Prompt, tokenizer: Any, number: int, answers: bool) -> tuple
                 "column in data.columns."
             )
         for completion in prompt.completions if answers else ():
-            render_completion(prompt, completion, tokenizer)
+            ids = render_completion(prompt, completion, tokenizer)
+            places = [place for place, _ in laid_on_written(prompt, completion, ids, tokenizer)]
+            if len({*places}) < len(places):
+                raise DataError("two steps end in one token. Use a data.step_tag that is a token of its own.")
         return render(prompt, tokenizer)
     except DataError as error:
         raise DataError(f"row {number}: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ LOADERS = {".jsonl": None, ".json": "json", ".csv": "csv", ".parquet": "parquet"
 MODULE_ATTRIBUTE = re.compile(r"[\w.]+:[\w.]+")
 
 
-def read_rows(data: Data, *, seed: int) -> list[Row]:
-    """The first `data.limit` rows of the source, or all of them.
+def read_rows(data: Data, *, seed: int, adapt: Callable[[Row], Row | None] | None = None) -> list[Row]:
+    """The first `data.limit` rows of the source, or all of them; those that `adapt` makes of them, None for left out.
 
     A source is, in this order: {name: ..., <options>}, a catalog name or module:attribute (called; it gets the run's
     seed and `data.split` where it has these options and the recipe does not set them); a name that ends in .jsonl,
     .json, .csv or .parquet (a local file, read whole: it has no subsets or splits); a hub id or a folder that
     `datasets` can read. Raises DataError when that fails or gives no rows.
     """
-    rows = list(itertools.islice(_rows(data, seed), data.limit))
+    found = _rows(data, seed)
+    if adapt is not None:
+        found = (row for row in map(adapt, found) if row is not None)
+    rows = list(itertools.islice(found, data.limit))
     if not rows:
         raise DataError(f"{data.source}: no rows, expected at least one. Check data.source, subset and split.")
     for number, row in enumerate(rows, 1):
@@ -82,7 +85,9 @@ def _lines(path: Path) -> Iterator[Row]:
             try:
                 yield json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except ValueError as error:
-                raise DataError(f"{path}, line {number}: not JSON in UTF-8: {error}. Expected one object a line.") from error
+                raise DataError(
+                    f"{path}, line {number}: not JSON in UTF-8: {error}. Expected one object a line."
+                ) from error
 
 
 def _load(shown: str, *arguments: Any, **options: Any) -> Iterator[Row]:

@@ -39,7 +39,7 @@ def arithmetic_demonstrations(
             answer = f"<think>{steps}</think><answer>{value}</answer>"
         else:
             answer = f"<answer>{max(0, min(99, value + rng.randint(-sloppy, sloppy)))}</answer>"
-        rows.append(_row(text, value) | {"completion": _turn("assistant", answer)})
+        rows.append(_row(text, value) | {"completion": turn("assistant", answer)})
     return rows
 
 
@@ -59,7 +59,7 @@ def addition_demonstrations(
     rows = []
     for text, total in itertools.islice(_sums(rng, split), size):
         answer = total if rng.random() < accuracy else _wrong(rng, total)
-        rows.append(_row(text, total) | {"completion": _turn("assistant", str(answer))})
+        rows.append(_row(text, total) | {"completion": turn("assistant", str(answer))})
     return rows
 
 
@@ -68,20 +68,20 @@ def addition_pairs(*, size: int = 4096, seed: int = 0, split: str = "train") -> 
     rng = random.Random(seed)
     return [
         _row(text, total)
-        | {"chosen": _turn("assistant", str(total)), "rejected": _turn("assistant", str(_wrong(rng, total)))}
+        | {"chosen": turn("assistant", str(total)), "rejected": turn("assistant", str(_wrong(rng, total)))}
         for text, total in itertools.islice(_sums(rng, split), size)
     ]
 
 
 def _row(text: str, value: int) -> Row:
-    return {"prompt": _turn("user", text), "reference": str(value)}
+    return {"prompt": turn("user", text), "reference": str(value)}
 
 
-def _turn(role: str, content: str) -> list[dict[str, Any]]:
+def turn(role: str, content: str) -> list[dict[str, Any]]:
     return [{"role": role, "content": content}]
 
 
-def _in_split(split: str) -> Callable[[str], bool]:
+def in_split(split: str) -> Callable[[str], bool]:
     if split not in ("train", "test"):
         raise DataError(f"split {split!r} of a generated task; expected train or test.")
     return lambda text: (zlib.crc32(text.encode()) % TEST_SHARE == 0) == (split == "test")
@@ -89,7 +89,7 @@ def _in_split(split: str) -> Callable[[str], bool]:
 
 def _chains(rng: random.Random, split: str) -> Iterator[tuple[str, str, int]]:
     """(problem, worked steps, value) without end."""
-    wanted = _in_split(split)
+    wanted = in_split(split)
     while True:
         value = rng.randint(1, 50)
         text = steps = str(value)
@@ -106,7 +106,7 @@ def _chains(rng: random.Random, split: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _sums(rng: random.Random, split: str) -> Iterator[tuple[str, int]]:
-    wanted = _in_split(split)
+    wanted = in_split(split)
     every = [(f"{a}+{b}=", a + b) for a in ADDENDS for b in ADDENDS]
     pool = [(text, total) for text, total in every if wanted(text)]
     while True:

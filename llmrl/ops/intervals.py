@@ -57,3 +57,18 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 def quantile(confidence: float) -> float:
     """How many standard errors a two-sided interval of this confidence reaches: 0.95 -> 1.95996."""
     return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def paired(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean of b - a over the same problems, and its interval; [i] of both belong to one problem (arXiv:2411.00640)."""
+    return mean_interval([y - x for x, y in zip(a, b, strict=True)], confidence)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p-value for two raters being equally often right, from the problems that only one of them got.
+
+    2 · P(X <= min) for X binomial with n = only_a + only_b and 1/2, at most 1 (McNemar 1947, in its exact form).
+    """
+    n = only_a + only_b
+    tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**n)

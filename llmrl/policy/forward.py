@@ -1,4 +1,4 @@
-"""The model in training as one module: ragged contexts and responses in, log-probabilities of the responses out.
+"""The model in training as one module: ragged contexts and responses in, one number a response token out.
 
 A group's context is forwarded once and its keys and values are shared by the group's responses ('shared'), or every
 row is forwarded whole ('dense'). Both give the same numbers; `Policy` checks that before it relies on the first.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from llmrl.ops.logprobs import token_statistics
+from llmrl.ops.logprobs import CHUNK_ELEMENTS, token_statistics
 
 Ids = Sequence[int]
 PADDING_TOLERATED = 1.25  # longest over shortest response forwarded as one rectangle
@@ -35,42 +35,75 @@ class Rows:
 
 
 class PolicyModule(nn.Module):
-    """A causal language model with an optional scalar value head on its trunk."""
+    """A causal language model with what reads further numbers off its trunk's states.
 
-    def __init__(self, model: nn.Module, value_head: nn.Module | None = None):
+    value_head: a critic. score_head: a reward model's; or verdicts, two token ids whose logits' difference is the score.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        value_head: nn.Module | None = None,
+        score_head: nn.Module | None = None,
+        verdicts: tuple[int, int] | None = None,
+    ):
         super().__init__()
         self.model = model
         self.value_head = value_head
+        self.score_head = score_head
+        self.verdicts = verdicts
 
     def forward(
-        self, rows: Rows, width: int, entropy: bool = False, values: bool = False, shared: bool = True
+        self,
+        rows: Rows,
+        width: int,
+        entropy: bool = False,
+        values: bool = False,
+        shared: bool = True,
+        scores: bool = False,
+        logprobs: bool = True,
     ) -> dict[str, Tensor]:
-        """{'logprobs', 'entropy'?, 'values'?}, each [B,width] fp32, 0 where nothing counts.
+        """{'logprobs'?, 'entropy'?, 'values'?, 'scores'?}, each [B,width] fp32, 0 where nothing counts.
 
-        The value of position t is that of the state before token t, read off the same hidden state as its logits.
+        The value of position t is that of the state before token t, read off the same hidden state as its logits; the
+        score that of the state after it. Without scores the last token of a response is not forwarded.
         """
         base = base_model(self.model)
-        hidden, row, column = counted_states(base.get_decoder(), rows, shared)
-        labels = torch.tensor(
-            [rows.responses[i][t] for i, t in zip(row.tolist(), column.tolist(), strict=True)],
-            dtype=torch.long,
-            device=hidden.device,
-        )
-        temperatures = torch.tensor(rows.temperatures, device=hidden.device)[row.to(hidden.device)]
-        head = LogitHead(base)
-        logprobs, entropies = token_statistics(hidden, head, labels, temperatures, head.vocabulary, entropy)
-        place = (row.to(hidden.device), column.to(hidden.device))
+        states = counted_states(base.get_decoder(), rows, shared, after=scores)
+        device, row, column = states.before.device, states.row, states.column
+        place = (row.to(device), column.to(device))
 
         def spread(numbers: Tensor) -> Tensor:
             return numbers.new_zeros(len(rows), width).index_put(place, numbers)
 
-        out = {"logprobs": spread(logprobs)}
-        if entropy:
-            out["entropy"] = spread(entropies)
+        out = {}
+        if logprobs or entropy:
+            labels = torch.tensor(
+                [rows.responses[i][t] for i, t in zip(row.tolist(), column.tolist(), strict=True)],
+                dtype=torch.long,
+                device=device,
+            )
+            temperatures = torch.tensor(rows.temperatures, device=device)[place[0]]
+            head = LogitHead(base)
+            found = token_statistics(states.before, head, labels, temperatures, head.vocabulary, entropy)
+            names = ("logprobs", "entropy") if entropy else ("logprobs",)
+            out = {name: spread(numbers) for name, numbers in zip(names, found, strict=False)}
         if values:
-            with torch.autocast(hidden.device.type, enabled=False):
-                out["values"] = spread(self.value_head(hidden.float()).squeeze(-1))
+            with torch.autocast(device.type, enabled=False):
+                out["values"] = spread(self.value_head(states.before.float()).squeeze(-1))
+        if scores:
+            out["scores"] = spread(self.score(base, states.after))
         return out
+
+    def score(self, base: nn.Module, states: Tensor) -> Tensor:
+        """[N] fp32 of states [N,H]."""
+        if self.verdicts is not None:
+            head = LogitHead(base)
+            pieces = states.split(max(1, CHUNK_ELEMENTS // head.vocabulary))  # no [N,V] tensor at once
+            logits = torch.cat([head(piece)[:, list(self.verdicts)] for piece in pieces]).float()
+            return logits[:, 0] - logits[:, 1]
+        with torch.autocast(states.device.type, enabled=False):
+            return self.score_head(states.float()).squeeze(-1)
 
 
 class LogitHead:
@@ -97,21 +130,37 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def counted_states(trunk: nn.Module, rows: Rows, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(hidden [N,H], row [N], column [N]): the state before each counted response token, rows in order."""
-    states, first, rest = (shared_states if shared else dense_states)(trunk, rows)
+class Counted(NamedTuple):
+    """The states [N,H] before each counted response token and after it (None if not asked for), and where it stands."""
+
+    before: Tensor
+    after: Tensor | None
+    row: Tensor
+    column: Tensor
+
+
+def counted_states(trunk: nn.Module, rows: Rows, shared: bool, after: bool = False) -> Counted:
+    """The states around each counted response token, rows in order; after: also those that have read it."""
+    read = rows if after else replace(rows, responses=[r[:-1] for r in rows.responses])
+    states, first, rest = (shared_states if shared else dense_states)(trunk, read)
     row = torch.cat([torch.full((sum(m),), i) for i, m in enumerate(rows.masks)])
     column = torch.cat(
         [torch.tensor([t for t, counted in enumerate(m) if counted], dtype=torch.long) for m in rows.masks]
     )
     flat = torch.where(column == 0, first[row], rest[row] + column - 1)
-    return states.index_select(0, flat.to(states.device)), row, column
+    behind = (rest[row] + column).to(states.device)
+    return Counted(
+        states.index_select(0, flat.to(states.device)), states.index_select(0, behind) if after else None, row, column
+    )
 
 
 def dense_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Every row forwarded whole, in rectangles of like length. (states [M,H], where each row's first state is, its next)."""
+    """Every row forwarded whole, in rectangles of like length.
+
+    (states [M,H], where the state after each row's context is, where that after its first response token).
+    """
     device = next(trunk.parameters()).device
-    inputs = [(*c, *r[:-1]) for c, r in zip(rows.contexts, rows.responses, strict=True)]
+    inputs = [(*c, *r) for c, r in zip(rows.contexts, rows.responses, strict=True)]
     states, offset = [], 0
     first = torch.zeros(len(rows), dtype=torch.long)
     for bucket in rectangles([len(i) for i in inputs]):
@@ -138,9 +187,9 @@ def shared_states(trunk: nn.Module, rows: Rows) -> tuple[Tensor, Tensor, Tensor]
     states, offset = [hidden[:, -1]], len(places)
     first = torch.tensor(context_of)
     rest = torch.zeros(len(rows), dtype=torch.long)
-    for bucket in rectangles([len(r) - 1 for r in rows.responses]):
+    for bucket in rectangles([len(r) for r in rows.responses]):
         owners = torch.tensor([context_of[i] for i in bucket], device=device)
-        suffix, suffix_mask = padded([rows.responses[i][:-1] for i in bucket], device, left=False)
+        suffix, suffix_mask = padded([rows.responses[i] for i in bucket], device, left=False)
         lengths = mask.sum(1)[owners]
         out = trunk(
             input_ids=suffix,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from llmrl import catalog
 from llmrl.config import Model
+from llmrl.data.render import stop_ids
 from llmrl.errors import ModelError
 from llmrl.options import bind
 from llmrl.policy.forward import LogitHead, PolicyModule, Rows, base_model
@@ -48,8 +50,17 @@ class Policy:
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
-    def statistics(self, rows: Rows, width: int, *, entropy: bool = False, values: bool = False) -> dict[str, Tensor]:
-        """{'logprobs', 'entropy'?, 'values'?} of the rows' responses, [B,width] fp32 on the policy's device.
+    def statistics(
+        self,
+        rows: Rows,
+        width: int,
+        *,
+        entropy: bool = False,
+        values: bool = False,
+        scores: bool = False,
+        logprobs: bool = True,
+    ) -> dict[str, Tensor]:
+        """{'logprobs'?, 'entropy'?, 'values'?, 'scores'?} of the rows' responses, [B,width] fp32 on the policy's device.
 
         Contexts that several rows share are forwarded once; the first time, the result is compared with the dense path,
         and on a difference the dense path is used from then on, with one warning.
@@ -60,7 +71,7 @@ class Policy:
             self._verified = True
         self.passes += 1
         with self.autocast():
-            return self.wrapped(rows, width, entropy, values, shared)
+            return self.wrapped(rows, width, entropy, values, shared, scores, logprobs)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -118,11 +129,38 @@ class Policy:
         return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
 
     def export(self, folder: Path) -> None:
-        """Write what `AutoModelForCausalLM` (or peft, for adapters) and `AutoTokenizer` load; the value head beside it."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        """Write what `AutoModelForCausalLM` (or peft, for adapters) and `AutoTokenizer` load; own heads beside it.
+
+        A trained reward model loads with `AutoModelForSequenceClassification`, too: its head is among the weights as
+        `score.weight`. Adapters are for that merged in, below `merged`.
+        """
+        head, adapters = self.module.score_head, hasattr(self.model, "peft_config")
+        scores = head is not None and bool(head.weight.any())  # at zero the head belongs to a later stage of the run
+        if adapters or not scores:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        if scores:
+            self._export_classifier(folder / "merged" if adapters else folder)
+            save_file(head.state_dict(), folder / "score_head.safetensors")
         if self.module.value_head is not None:
             save_file(self.module.value_head.state_dict(), folder / "value_head.safetensors")
+
+    def _export_classifier(self, folder: Path) -> None:
+        from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+        base, tokenizer = base_model(self.model), copy.deepcopy(self.tokenizer)
+        padding = padding_id(tokenizer)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+        tokenizer.save_pretrained(folder)
+        weights = dict(self.named_weights())
+        if base.config.get_text_config().tie_word_embeddings:
+            del weights["lm_head.weight"]
+        base.save_pretrained(folder, state_dict=weights | {"score.weight": self.module.score_head.weight.detach()})
+        config = copy.deepcopy(base.config)
+        config.num_labels, config.pad_token_id = 1, padding
+        kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+        config.architectures = [kind.__name__] if kind else config.architectures
+        config.save_pretrained(folder)
 
 
 def load_policy(
@@ -131,12 +169,14 @@ def load_policy(
     *,
     seed: int,
     values: bool = False,
+    scores: bool = False,
     trained: str | None = None,
 ) -> Policy:
     """The policy a recipe's `model` section describes, weights in fp32, dropout off.
 
     folder: where a made model or an enlarged vocabulary is written. trained: an export of an earlier stage to load in
-    place of `config.path`. Either may hold adapters, which are trained on. Raises ModelError.
+    place of `config.path`. Either may hold adapters, which are trained on. values, scores: with the heads that give them,
+    scores by `config.verdict_tokens` where there are any. Raises ModelError.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -166,20 +206,55 @@ def load_policy(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     without_dropout(model, training=config.gradient_checkpointing)
-    head = None
-    if values:
-        head = nn.Linear(base_model(model).config.get_text_config().hidden_size, 1)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        stored = Path(adapter or path) / "value_head.safetensors"
-        if stored.exists():  # the critic of an earlier run
-            head.load_state_dict(load_file(stored))
+    stored = Path(adapter or path)
+    value_head = scalar_head(model, stored / "value_head.safetensors") if values else None
+    verdicts = verdict_ids(tokenizer, config.verdict_tokens) if scores and config.verdict_tokens else None
+    score_head = None
+    if scores and verdicts is None:
+        padding_id(tokenizer)  # refused before any training, not at the export
+        score_head = scalar_head(model, stored / "score_head.safetensors", bias=False)
     check_head(model)
     # transformers gives a model that checkpoints its activations no cache, which sharing stands on
     shared = config.shared_prompt == "auto" and not config.gradient_checkpointing
-    policy = Policy(PolicyModule(model, head), tokenizer, path, config.precision, shared)
+    module = PolicyModule(model, value_head, score_head, verdicts)
+    policy = Policy(module, tokenizer, path, config.precision, shared)
     policy.own_reference = config.lora is not None and adapter is None
     return policy
+
+
+def scalar_head(model: Any, stored: Path, bias: bool = True) -> nn.Linear:
+    """One number of a hidden state: the head that an earlier run stored there, else one that begins at 0."""
+    head = nn.Linear(base_model(model).config.get_text_config().hidden_size, 1, bias=bias)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    if stored.exists():
+        head.load_state_dict(load_file(stored))
+    return head
+
+
+def verdict_ids(tokenizer: Any, tokens: Sequence[str]) -> tuple[int, int]:
+    """The ids of the tokens for right and wrong. ModelError unless they are two different single tokens."""
+    ids = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in tokens]
+    if [len(one) for one in ids] != [1, 1] or ids[0] == ids[1]:
+        raise ModelError(
+            f"model.verdict_tokens: {list(tokens)} are the tokens {ids} to this tokenizer; expected two different single "
+            "tokens, the one for right first. Choose others, or add them with model.added_tokens."
+        )
+    return ids[0][0], ids[1][0]
+
+
+def padding_id(tokenizer: Any) -> int:
+    """A token to pad with that ends no answer: transformers reads a sequence classifier before the padding, and would
+    take the end of an answer for padding. ModelError without one."""
+    others = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    stops = stop_ids(tokenizer)
+    found = next((i for i in (tokenizer.pad_token_id, *others) if i is not None and i not in stops), None)
+    if found is None:
+        raise ModelError(
+            "a reward model needs a padding token other than the token that ends an answer, and this tokenizer has no other "
+            "special token. Save one with it: tokenizer.add_special_tokens({'pad_token': '<|pad|>'})."
+        )
+    return found
 
 
 def has_adapter(path: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmrl.data.render import render_completion
+from llmrl.data.steps import laid_on_written
 from llmrl.rollout.engine import Context, Weights
 from llmrl.types import Completion, Prompt, Rollout, Sampling
 
@@ -32,4 +33,11 @@ class ReplayEngine:
     def _replay(self, prompt: Prompt, completion: Completion, limit: int) -> Rollout:
         ids = render_completion(prompt, completion, self.context.tokenizer)
         cut = len(ids) > limit
-        return Rollout(tuple(ids[:limit]), "" if cut else completion.text, truncated=cut, stored=completion)
+        laid = laid_on_written(prompt, completion, ids, self.context.tokenizer)
+        return Rollout(
+            tuple(ids[:limit]),
+            "" if cut else completion.text,
+            truncated=cut,
+            stored=completion,
+            step_labels=tuple((place, label) for place, label in laid if place < limit),
+        )

@@ -73,7 +73,9 @@ CURVES = [
     Curves("Throughput", r"tokens_per_second/(.+)", "tokens per second", "While generating, and while training."),
     Curves("Time of a step", rf"time/({PARTS})", "seconds", "By what it was spent on.", kind="stacked"),
 ]
-ELSEWHERE = r"reward/std|time/.+|tokens/generated|eval/.+/(low|high|num|accuracy|mean_length)|(global_)?step"
+ELSEWHERE = (
+    r"reward/std|time/.+|tokens/generated|eval/.+/(low|high|num|num_prompts|tokens|accuracy|mean_length)|(global_)?step"
+)
 
 
 class Figure(NamedTuple):

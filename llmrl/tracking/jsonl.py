@@ -29,6 +29,11 @@ def plain(value: Any) -> Any:
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """Add one row and flush it. What a killed writer left after the last whole line is removed first."""
+    append_lines(path, [row])
+
+
+def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows in one write, as `append_line` does."""
     with open(path, "a+b") as file:
         end = file.tell()
         if end:
@@ -36,7 +41,7 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
             if file.read(1) != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(plain(row)).encode() + b"\n")
+        file.write(b"".join(json.dumps(plain(row)).encode() + b"\n" for row in rows))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmrl.batch import Batch
+from llmrl.data.steps import laid_on_sampled
 from llmrl.errors import DataError
 from llmrl.scoring import Scorer
-from llmrl.types import Group, Prompt, Sample, Score
+from llmrl.types import Group, Prompt, Rollout, Sample, Score
 
 
 def assemble(
@@ -20,11 +22,15 @@ def assemble(
     first_group: int,
     scorers: Sequence[Scorer],
     temperature: float,
+    wants: Collection[str] = (),
+    tokenizer: Any = None,
 ) -> Batch:
     """One row a place (group, rollout), trained under the rendered prompt of the same position in `contexts`.
 
     first_group: number of this rank's first group, so that ids are unique over ranks. rollout_logprobs is there only
-    when the engine gave them for every rollout.
+    when the engine gave them for every rollout. wants: arrays that some part names; under step_labels only the labelled
+    tokens count, step_rewards are found among the tokens with the tokenizer. Raises DataError for an answer without
+    the step labels that are wanted.
     """
     rollouts = [groups[g].rollouts[i] for g, i in places]
     samples = [
@@ -39,7 +45,15 @@ def assemble(
         "group_ids": torch.tensor([first_group + g for g, _ in places], dtype=torch.long),
         "truncated": torch.tensor([r.truncated for r in rollouts], dtype=torch.bool),
         "reward_parts": torch.tensor(values, dtype=torch.float32).reshape(len(samples), len(scorers)),
+        "margins": torch.tensor([_margin(groups[g].prompt, groups[g].rollouts[i]) for g, i in places]),
     }
+    if "step_labels" in wants:
+        arrays["step_labels"] = step_labels(rollouts, width)
+        arrays["loss_mask"] &= arrays["step_labels"].isfinite()
+    if scorers and "step_rewards" in wants:
+        arrays["step_rewards"] = step_rewards(
+            [(groups[g].rollouts[i], groups[g].scores[i]) for g, i in places], width, scorers, tokenizer
+        )
     arrays["lengths"] = arrays["loss_mask"].sum(1)
     if rollouts and all(r.logprobs is not None for r in rollouts):
         arrays["rollout_logprobs"] = ragged([r.logprobs for r in rollouts], width, torch.float32)
@@ -51,6 +65,32 @@ def ragged(rows: Sequence[Sequence], width: int, dtype: torch.dtype) -> Tensor:
     out = torch.zeros(len(rows), width, dtype=dtype)
     for i, row in enumerate(rows):
         out[i, : len(row)] = torch.tensor(row, dtype=dtype)
+    return out
+
+
+def step_labels(rollouts: Sequence[Rollout], width: int) -> Tensor:
+    """[B,width], NaN where no step ends. DataError for a rollout whose data has no labels."""
+    out = torch.full((len(rollouts), width), torch.nan)
+    for row, rollout in enumerate(rollouts):
+        if rollout.stored is None or not rollout.stored.steps:
+            raise DataError(
+                "the algorithm trains on step labels, and an answer has none. Use the replay engine on data with prompt, "
+                "steps and labels (data.format: steps)."
+            )
+        for place, label in rollout.step_labels:
+            out[row, place] = label
+    return out
+
+
+def step_rewards(
+    judged: Sequence[tuple[Rollout, dict[str, Score]]], width: int, scorers: Sequence[Scorer], tokenizer: Any
+) -> Tensor:
+    """[B,width]: Σ over scorers of weight · the value of the step that ends with the token."""
+    out = torch.zeros(len(judged), width)
+    for row, (rollout, scores) in enumerate(judged):
+        for scorer in scorers:
+            for place, number in laid_on_sampled(rollout.ids, rollout.text, scores[scorer.name].steps, tokenizer):
+                out[row, place] += scorer.weight * number
     return out
 
 
@@ -70,6 +110,11 @@ def pairs_of(groups: Sequence[Group], places: Sequence[tuple[int, int]]) -> Tens
             )
         out.append([chosen[0], rejected[0]])
     return torch.tensor(out, dtype=torch.long).reshape(-1, 2)
+
+
+def _margin(prompt: Prompt, rollout: Rollout) -> float:
+    paired = rollout.stored is not None and rollout.stored.label is not None
+    return float(prompt.columns.get("margin", 0.0)) if paired else 0.0
 
 
 def _value(score: Score) -> float:

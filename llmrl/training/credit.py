@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmrl.algorithm import Algorithm, required
 from llmrl.batch import VOCABULARY, Batch, Credit, call, sources
-from llmrl.catalog import inputs_of
+from llmrl.catalog import inputs_of, name_of
 from llmrl.errors import RecipeError
 from llmrl.ops.masked import last_counted
 from llmrl.training.ranks import Ranks
@@ -27,6 +27,11 @@ def reward(batch: Batch, combine: Sequence[Any], ranks: Ranks) -> None:
     """Run the combiners given; writes `rewards` [B] or `token_rewards` [B,T], by the shape of what a part returns."""
     for part in combine:
         out = on_all_ranks(part, batch, ranks)
+        if out.dim() == 2 and "token_rewards" in batch.arrays and "token_rewards" not in inputs_of(part):
+            raise RecipeError(
+                f"algorithm.combine: {name_of(part)} would overwrite the token_rewards of the part before it. Leave one of "
+                "the two out; a penalty on the distance to the reference can also be a regularizer, such as kl_k3."
+            )
         batch.arrays["rewards" if out.dim() == 1 else "token_rewards"] = out
 
 

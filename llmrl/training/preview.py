@@ -15,6 +15,7 @@ from llmrl.data.prompts import load
 from llmrl.errors import ModelError
 from llmrl.options import check_options
 from llmrl.policy.model import make, pinned
+from llmrl.pool import Pool
 from llmrl.recipe import Recipe, StageConfig
 from llmrl.run import replays
 from llmrl.scoring import make_scorers, score
@@ -74,7 +75,9 @@ def data_lines(stage: StageConfig, tokenizer: Any, seed: int) -> list[str]:
     lines.append(f"  first prompt, {len(first.ids)} tokens: {one_line(tokenizer.decode(list(first.ids)), SHOWN)}")
     group = Group(first, (Rollout((0,), FAKE_ANSWER, stored=first.completions[0] if first.completions else None),))
     scorers = make_scorers(stage.scorers)
-    for found in score([group], scorers, stage.scoring.model_copy(update={"max_error_share": 1.0}))[0].scores:
+    with Pool(workers=1) as pool:
+        (scored,) = score([group], scorers, stage.scoring.model_copy(update={"max_error_share": 1.0}), pool)
+    for found in scored.scores:
         for scorer, one in found.items():
             said = f"error: {one.error}" if one.error else f"{one.value} {one.feedback or ''}"
             lines.append(f"  {scorer} on {FAKE_ANSWER!r}: {one_line(said, 200)}")

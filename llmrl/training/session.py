@@ -17,8 +17,10 @@ from llmrl.errors import CheckpointError, LlmrlError
 from llmrl.loop import Loop
 from llmrl.measure import measure
 from llmrl.policy.model import Policy
+from llmrl.pool import Pool
 from llmrl.recipe import Recipe
 from llmrl.run import StageRun, build_stage, first_policy
+from llmrl.scoring import make_scorers
 from llmrl.tracking.folder import RunFolder
 from llmrl.tracking.panel import Panel, make_panel
 from llmrl.tracking.report import write_report
@@ -31,8 +33,10 @@ FINISHED = "result.json"
 
 def run(recipe: Recipe, scorers: list[Callable] = ()) -> Result:
     """Train every stage of the recipe; resumes where `run.resume` says so."""
-    for stage in recipe.stages:
-        build_algorithm(stage)  # an option of a part that does not exist is refused before anything loads
+    for stage in recipe.stages:  # an option of a part or scorer that does not exist is refused before anything loads
+        build_algorithm(stage)
+        for named in (stage.scorers, *(evaluation.scorers for evaluation in stage.evaluation.values())):
+            make_scorers(named)
     ranks = Ranks(recipe.run.tracking.trackers, recipe.run.out)
     path, resumed, passed_over = place(recipe, ranks)
     folder = RunFolder(path)
@@ -46,6 +50,7 @@ def run(recipe: Recipe, scorers: list[Callable] = ()) -> Result:
     try:
         return session.run(resumed)
     finally:
+        session.pool.close()
         session.panel.close()
         if lock is not None:
             lock.close()
@@ -70,6 +75,7 @@ class Session:
 
     def __init__(self, recipe: Recipe, ranks: Ranks, folder: RunFolder, scorers: list[Callable]):
         self.recipe, self.ranks, self.folder, self.functions = recipe, ranks, folder, scorers
+        self.pool = Pool(next((s.scoring.workers for s in recipe.stages if s.scoring.workers), None))
         totals = {stage.name: stage.training.steps or 0 for stage in recipe.stages}
         self.panel: Panel = make_panel(recipe.run.tracking.panel if ranks.main else "off", totals)
         self.global_step = 0
@@ -111,6 +117,7 @@ class Session:
                 self.ranks,
                 self.folder.path,
                 self.export_of(index - 1),
+                self.pool,
                 memory,
                 self.functions,
             )

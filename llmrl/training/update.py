@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmrl import catalog
 from llmrl.algorithm import Algorithm, droppable, required
-from llmrl.batch import Batch, call, sources
+from llmrl.batch import VOCABULARY, Batch, call, sources
 from llmrl.errors import TrainingError
 from llmrl.ops.reduce import reduce_tokens, reduce_units, row_coefficients
 from llmrl.policy.forward import Rows
@@ -129,17 +129,19 @@ class Updater:
         averages: monitors.Averages,
         measure_gap: bool,
     ) -> Tensor:
-        if not len(micro):  # a rank without rows still takes part in the reduction of gradients
-            return self.policy.statistics(Rows([[0]], [[0]], [[True]], [1.0]), 1)["logprobs"].sum() * 0.0
         device = self.policy.device
         wanted = sources(required(algorithm))
+        asked = {name: name in wanted for name in ("entropy", "values", "scores")}
+        forwarded = {name for name in wanted if VOCABULARY[name].source in ("current", "old", "ref")}
+        asked["logprobs"] = forwarded != {"scores"} or "rollout_logprobs" in micro.arrays
+        if not len(micro):  # a rank without rows still takes part in the reduction of gradients
+            return sum(self.policy.statistics(Rows([[0]], [[0]], [[True]], [1.0]), 1, **asked).values()).sum() * 0.0
         mask = micro.arrays["loss_mask"]
-        out = self.policy.statistics(
-            rows_of(micro, range(len(micro))), mask.shape[1], entropy="entropy" in wanted, values="values" in wanted
-        )
+        out = self.policy.statistics(rows_of(micro, range(len(micro))), mask.shape[1], **asked)
         micro.arrays = {k: v.to(device) for k, v in micro.arrays.items()} | out
         moved = "old_logprobs" in micro.arrays or algorithm.epochs * algorithm.minibatches == 1
-        micro.arrays.setdefault("old_logprobs", out["logprobs"].detach())
+        if "logprobs" in out:
+            micro.arrays.setdefault("old_logprobs", out["logprobs"].detach())
         mask, arrays = micro.arrays["loss_mask"], micro.arrays
         total = torch.zeros((), device=device)
         for part in (*algorithm.objective, *algorithm.regularizers):
@@ -156,8 +158,9 @@ class Updater:
         if measure_gap and self.sampler is self.policy and "rollout_logprobs" in arrays:
             same = torch.tensor([s.training == s.sampled for s in micro.samples], device=device)[:, None]
             monitors.gap(averages, out["logprobs"], arrays["rollout_logprobs"], mask & same)
-        old = arrays["old_logprobs"] if moved and torch.is_grad_enabled() else None
-        monitors.drift(averages, out["logprobs"], old, arrays.get("ref_logprobs"), mask)
+        if "logprobs" in out:
+            old = arrays["old_logprobs"] if moved and torch.is_grad_enabled() else None
+            monitors.drift(averages, out["logprobs"], old, arrays.get("ref_logprobs"), mask)
         if "entropy" in out:
             averages.add("policy/entropy_exact", out["entropy"], mask)
         return total

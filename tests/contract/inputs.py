@@ -42,6 +42,7 @@ def batch(seed: int = 0, vocabulary: int = 128) -> Batch:
         "truncated": torch.arange(rows) % 3 == 0,
         "temperatures": torch.ones(rows, width),
         "logprobs": logprobs,
+        "step_labels": torch.rand(rows, width, generator=generator),
         "entropy": normal(rows, width).abs(),
         "old_entropy": normal(rows, width).abs(),
     }
@@ -80,8 +81,10 @@ def spoiled(given: Batch) -> Batch:
 def widened(given: Batch, columns: int = 5) -> Batch:
     """The same batch with uncounted columns behind, holding rubbish."""
     width = given.arrays["loss_mask"].shape[1]
-    arrays = {k: torch.nn.functional.pad(v, (0, columns)) if v.dim() == 2 and v.shape[1] == width else v
-              for k, v in given.arrays.items()}
+    arrays = {
+        k: torch.nn.functional.pad(v, (0, columns)) if v.dim() == 2 and v.shape[1] == width else v
+        for k, v in given.arrays.items()
+    }
     return spoiled(replace(given, arrays=arrays))
 
 
@@ -92,8 +95,9 @@ def emptied(given: Batch) -> Batch:
     return spoiled(replace(given, samples=samples, arrays=given.arrays | {"loss_mask": mask, "lengths": mask.sum(1)}))
 
 
-def differentiate(part: Any, given: Batch, mode: str = "token_mean",
-                  split: Sequence[Sequence[int]] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+def differentiate(
+    part: Any, given: Batch, mode: str = "token_mean", split: Sequence[Sequence[int]] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """(loss, gradient by array) of a part over the batch with the counts of the whole batch, as the trainer reduces it.
 
     split: rows of each micro-batch. Gradients are 0 where nothing counts: no forward pass stands behind those places.
@@ -120,7 +124,9 @@ def differentiate(part: Any, given: Batch, mode: str = "token_mean",
     return total.detach(), {n: zero if g is None else torch.where(mask, g, 0.0) for n, g in gradients.items()}
 
 
-def assert_same(one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict[str, Tensor]], **tolerance: float) -> None:
+def assert_same(
+    one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict[str, Tensor]], **tolerance: float
+) -> None:
     """Two results of `differentiate` agree."""
     torch.testing.assert_close(one[0], other[0], **tolerance)
     for name in LEAVES:

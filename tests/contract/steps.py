@@ -58,8 +58,14 @@ def prepared(algorithm: Algorithm, policy: Policy, reference: Policy, given: Bat
     return out
 
 
-def updated(policy: Policy, given: Batch, algorithm: Algorithm, budget: int = WHOLE, rate: float = 0.0,
-            max_norm: float = math.inf) -> tuple[list[list[Tensor]], dict[str, float]]:
+def updated(
+    policy: Policy,
+    given: Batch,
+    algorithm: Algorithm,
+    budget: int = WHOLE,
+    rate: float = 0.0,
+    max_norm: float = math.inf,
+) -> tuple[list[list[Tensor]], dict[str, float]]:
     """(gradients of each optimizer step, metrics) of an update with `budget` tokens a micro-batch."""
     recorder = Recorder(policy)
     updater = Updater(policy, recorder, Ranks(), Settings(budget, MAX_LENGTH, max_norm, math.inf))

@@ -21,7 +21,9 @@ def test_builds_from_its_name_alone(kind, name):
     if kind == "algorithms":
         algorithm = build({"name": name})
         assert isinstance(algorithm, Algorithm) and algorithm.objective
-        assert required(algorithm) and [p.name for p in passes(algorithm, online="rollout_logprobs" in required(algorithm))]
+        assert required(algorithm) and [
+            p.name for p in passes(algorithm, online="rollout_logprobs" in required(algorithm))
+        ]
 
 
 @pytest.mark.parametrize("kind, name", READS_ARRAYS)
@@ -39,5 +41,7 @@ def test_conditions_read_groups(name):
 def test_options_are_typed_and_the_docstring_begins_with_a_sentence(kind, name):
     part = catalog.get(kind, name)
     for option in catalog.options_of(part).values():
-        assert option.annotation is not option.empty, f"{option.name} has no type, so a recipe's value cannot be checked"
+        assert option.annotation is not option.empty, (
+            f"{option.name} has no type, so a recipe's value cannot be checked"
+        )
     assert catalog.summary(kind, name)[0]

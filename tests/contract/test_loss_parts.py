@@ -18,8 +18,11 @@ SPLITS = {"1 x 8": [range(8)], "2 x 4": [[0, 1, 6, 7], [3, 2, 4, 5]], "4 x 2": [
 HALF = torch.bfloat16
 
 ROWS = [(kind, name) for kind in ("objectives", "regularizers") for name in catalog.table(kind)]
-CREDITED = [(kind, name) for kind, name in ROWS
-            if "advantages" in catalog.inputs_of(catalog.get(kind, name)) and name not in KEEPS_GRADIENT_AT_ZERO_ADVANTAGE]
+CREDITED = [
+    (kind, name)
+    for kind, name in ROWS
+    if "advantages" in catalog.inputs_of(catalog.get(kind, name)) and name not in KEEPS_GRADIENT_AT_ZERO_ADVANTAGE
+]
 
 losses = pytest.mark.parametrize("kind, name", ROWS)
 modes = pytest.mark.parametrize("mode", REDUCTIONS)
@@ -35,7 +38,9 @@ def test_shapes_of_the_loss_and_of_its_statistics(part):
     given = batch()
     loss = call(part, given)
     mask = given.arrays["loss_mask"]
-    assert loss.values.shape == {"token": mask.shape, "sequence": mask.shape[:1], "pair": given.pairs.shape[:1]}[loss.unit]
+    assert (
+        loss.values.shape == {"token": mask.shape, "sequence": mask.shape[:1], "pair": given.pairs.shape[:1]}[loss.unit]
+    )
     for name, values in loss.stats.items():
         assert values.shape in (loss.values.shape, mask.shape), name
 
@@ -113,20 +118,27 @@ def test_one_step_moves_towards_what_is_credited(name):
     mask, advantages = given.arrays["loss_mask"], given.arrays["advantages"]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(5, mask.shape, generator=generator)
-    table = {"logits": torch.randn(*mask.shape, 5, generator=generator), "values": given.arrays["values"].clone()}
+    table = {"logits": torch.randn(*mask.shape, 5, generator=generator)}
+    table |= {n: given.arrays[n].clone() for n in ("values", "scores")}
 
     def read(leaves: dict) -> Batch:
         spread = leaves["logits"].log_softmax(-1)
-        here = {"logprobs": spread.gather(-1, tokens[..., None]).squeeze(-1), "values": leaves["values"],
-                "entropy": -(spread.exp() * spread).sum(-1)}
-        return replace(given, arrays=given.arrays | here | {f"old_{n}": a.detach() for n, a in here.items()})
+        here = {
+            "logprobs": spread.gather(-1, tokens[..., None]).squeeze(-1),
+            "values": leaves["values"],
+            "entropy": -(spread.exp() * spread).sum(-1),
+        }
+        old = {f"old_{n}": a.detach() for n, a in here.items()}
+        return replace(given, arrays=given.arrays | here | old | {"scores": leaves["scores"]})
 
     leaves = {n: t.requires_grad_() for n, t in table.items()}
     before = read(leaves)
     loss = call(part, before)
     total = reduce_tokens(loss.values, mask, torch.ones(8)) if loss.unit == "token" else reduce_units(loss.values, 1)
     moved = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    after = read({n: t.detach() - (0 if g is None else 0.1 * g) for (n, t), g in zip(leaves.items(), moved, strict=True)})
+    after = read(
+        {n: t.detach() - (0 if g is None else 0.1 * g) for (n, t), g in zip(leaves.items(), moved, strict=True)}
+    )
 
     def change(word: str) -> torch.Tensor:
         return (after.read(word) - before.read(word)).detach()
@@ -136,7 +148,11 @@ def test_one_step_moves_towards_what_is_credited(name):
         assert (change("logprobs") * advantages)[mask & (advantages != 0)].min() > 0
     elif any(n.startswith("chosen_") for n in names):
         both = (mask.any(1)[given.pairs]).all(1)
-        assert change("chosen_seq_logprobs")[both].min() > 0 and change("rejected_seq_logprobs")[both].max() < 0
+        word = next(n for n in names if n.startswith("chosen_")).removeprefix("chosen_")
+        assert change(f"chosen_{word}")[both].min() > 0 and change(f"rejected_{word}")[both].max() < 0
+    elif "step_labels" in names:
+        distance = [(b.arrays["scores"].sigmoid() - b.arrays["step_labels"]).abs() for b in (before, after)]
+        assert (distance[1] - distance[0])[mask].max() < 0
     elif "returns" in names:
         distance = [(b.arrays["values"] - b.arrays["returns"]).abs() for b in (before, after)]
         assert (distance[1] - distance[0])[mask].max() < 0

@@ -10,16 +10,20 @@ from llmrl.algorithm import STAGES
 from llmrl.options import bind
 from llmrl.types import Group, Prompt, Rollout, Score
 
-WITH_MEMORY = [(kind, name) for kind in STAGES.values() for name in catalog.table(kind)
-               if inspect.isclass(catalog.get(kind, name))]
+WITH_MEMORY = [
+    (kind, name) for kind in STAGES.values() for name in catalog.table(kind) if inspect.isclass(catalog.get(kind, name))
+]
 PROMPTS = [Prompt(id=str(i), text=f"question {i}", ids=(1, 2)) for i in range(6)]
 
 
 def groups(step: int) -> list[Group]:
     """Two prompts with two scored rollouts each; what is said of them differs from step to step."""
     return [
-        Group(prompt, (Rollout((5, 2), "five"), Rollout((6, 2), "six")),
-              ({"judge": Score(1.0, f"well argued, {step}, {prompt.id}")}, {"judge": Score(0.0, f"wrong, {step}")}))
+        Group(
+            prompt,
+            (Rollout((5, 2), "five"), Rollout((6, 2), "six")),
+            ({"judge": Score(1.0, f"well argued, {step}, {prompt.id}")}, {"judge": Score(0.0, f"wrong, {step}")}),
+        )
         for prompt in PROMPTS[2 * step : 2 * step + 2]
     ]
 

@@ -9,10 +9,12 @@ from inputs import batch, emptied
 from steps import WHOLE, method, prepared, updated
 
 from llmrl import catalog
-from llmrl.algorithm import REDUCTIONS
+from llmrl.algorithm import REDUCTIONS, required
 from llmrl.algorithms.ppo import ppo
+from llmrl.batch import sources
 from llmrl.errors import TrainingError
-from llmrl.training.passes import run_pass
+from llmrl.ops.masked import last_counted
+from llmrl.training.passes import rows_of, run_pass
 from llmrl.training.ranks import Ranks
 from llmrl.training.update import Settings, Updater
 
@@ -24,7 +26,7 @@ modes = pytest.mark.parametrize("mode", REDUCTIONS)
 
 @pytest.fixture
 def policy(make_policy):
-    return make_policy(values=True)
+    return make_policy(values=True, scores=True)
 
 
 @pytest.fixture
@@ -92,10 +94,21 @@ def test_one_step_makes_what_is_credited_more_probable(name, policy, reference):
         credit[both[:, 0]], credit[both[:, 1]] = 1.0, -1.0
     else:
         credit = given.arrays.get("advantages", torch.ones(mask.shape))
+    judged = "scores" in sources(required(algorithm))
+
+    def numbers() -> torch.Tensor:
+        if not judged:
+            return run_pass(policy, given, WHOLE)["logprobs"]
+        with torch.no_grad():
+            return policy.statistics(rows_of(given, range(len(given))), mask.shape[1], scores=True)["scores"]
 
     def credited() -> float:
-        return float((run_pass(policy, given, WHOLE)["logprobs"] * credit)[mask].sum())
+        return float((numbers() * credit)[mask].sum())
 
+    if judged and given.pairs is not None:
+        credit *= last_counted(mask)
+    elif judged:
+        credit = given.arrays["step_labels"] - numbers().sigmoid()
     before = credited()
     updated(policy, given, algorithm, rate=1e-3, max_norm=1.0)
     assert credited() > before + 1e-4

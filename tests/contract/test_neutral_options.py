@@ -38,8 +38,10 @@ def no_preference(chosen_seq_logprobs):
 
 
 NEUTRAL = {
-    "no clip: the importance-weighted surrogate": (partial(clipped_surrogate, clip_low=WIDE, clip_high=WIDE),
-                                                   importance_weighted),
+    "no clip: the importance-weighted surrogate": (
+        partial(clipped_surrogate, clip_low=WIDE, clip_high=WIDE),
+        importance_weighted,
+    ),
     "a dual clip beyond every ratio": (partial(clipped_surrogate, dual_clip=WIDE), clipped_surrogate),
     "no value clip: half the squared error": (partial(value, value_clip=None), squared_error),
     "a value clip beyond every step": (partial(value, value_clip=WIDE), squared_error),

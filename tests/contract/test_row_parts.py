@@ -16,8 +16,11 @@ ROWS = [(kind, name) for kind in KINDS for name in catalog.table(kind)]
 SPEAKS_WITHOUT_SPREAD: dict[str, str] = {}  # group-relative estimator -> why a group without spread gets credit
 KEEPS_THE_FIRST = {"one_right_one_wrong": "the first of a group in the order of its rollouts, which is kept here"}
 
-RELATIVE = [name for name, path in catalog.table("advantages").items()
-            if "group_ids" in catalog.inputs_of(catalog.get("advantages", path)) and name not in SPEAKS_WITHOUT_SPREAD]
+RELATIVE = [
+    name
+    for name, path in catalog.table("advantages").items()
+    if "group_ids" in catalog.inputs_of(catalog.get("advantages", path)) and name not in SPEAKS_WITHOUT_SPREAD
+]
 
 parts = pytest.mark.parametrize("kind, name", ROWS)
 

@@ -18,15 +18,14 @@ TOLERANCE = 1e-5  # gradients are summed in another order; measured differences 
 
 
 def placed(prompt, rollout) -> Score:
-    """A value out of the tokens, with the processes it was judged among as evidence."""
-    state = PartialState()
-    evidence = {"kind": state.distributed_type.value, "size": state.num_processes, "rank": state.process_index}
+    """A value out of the tokens, with the process of the run that it was judged for as evidence."""
+    evidence = {"size": PartialState(cpu=True).num_processes, "rank": int(os.environ.get("RANK", 0))}
     return Score(float(sum(rollout.ids) % 7), evidence=evidence)
 
 
 def only_here(prompt, rollout) -> Score:
     """Judges on the first process alone."""
-    if PartialState().process_index:
+    if os.environ.get("RANK", "0") != "0":
         raise ValueError("not here")
     return placed(prompt, rollout)
 
@@ -74,7 +73,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
     two = tmp_path / "runs" / "two"
     for step in range(1, 7):
         judged = [record["scores"]["placed"]["evidence"] for record in rollouts(two, step)]
-        assert {(e["kind"], e["size"]) for e in judged} == {("MULTI_CPU", 2)}
+        assert {e["size"] for e in judged} == {1}  # a scorer does not take itself for a process of the run
         assert [e["rank"] for e in judged] == [0] * 12 + [1] * 8  # 3 prompts here, 2 there
         assert [r["ids"] for r in rollouts(two, step)] == [r["ids"] for r in rollouts(one.folder, step)]
     expected = rows(one.folder)

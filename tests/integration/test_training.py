@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -263,12 +264,10 @@ def test_a_step_without_any_row_changes_nothing(tmp_path, loaded, sections):
     assert all(torch.equal(p, loaded[0].first[n]) for n, p in loaded[0].module.named_parameters())
 
 
-CALLS = []
-
-
 def reward_len(prompts, completions, reference, **kwargs):
     """As TRL documents a reward function: message lists in, one number each out, columns by name."""
-    CALLS.append((prompts, completions, reference, sorted(kwargs)))
+    with open(os.environ["CALLS"], "a") as log:
+        log.write(json.dumps([prompts, completions, reference, sorted(kwargs)]) + "\n")
     return [float(len(completion[0]["content"])) for completion in completions]
 
 
@@ -277,11 +276,12 @@ async def reward_len_later(prompts, completions, reference, **kwargs):
 
 
 @pytest.mark.parametrize("function", [reward_len, reward_len_later])
-def test_a_reward_function_written_for_trl_runs_unchanged(tmp_path, function):
-    CALLS.clear()
+def test_a_reward_function_written_for_trl_runs_unchanged(tmp_path, monkeypatch, function):
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     result = train(write_recipe(tmp_path, algorithm={"name": "grpo"}), scorers=[function])
-    assert len(CALLS) == 3
-    for step, (prompts, completions, reference, _) in enumerate(CALLS, 1):
+    calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert len(calls) == 3
+    for step, (prompts, completions, reference, _) in enumerate(calls, 1):
         kept = rollouts(result.folder, step)
         assert [p[-1] for p in prompts] == [{"role": "user", "content": record["prompt"]} for record in kept]
         assert completions == [[{"role": "assistant", "content": record["text"]}] for record in kept]

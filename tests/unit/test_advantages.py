@@ -12,8 +12,12 @@ MASK = tensor([[True, True, True, False], [True, True, False, False]])
 
 def test_standardised_within_the_group():
     # mean 1/4, std with n-1 exactly 1/2; eps 1e-6 shows in the sixth digit
-    assert_close(standardised(tensor([1.0, 0, 0, 0]), torch.zeros(4).long()),
-                 tensor([1.499997, -0.499999, -0.499999, -0.499999]), rtol=1e-6, atol=0)
+    assert_close(
+        standardised(tensor([1.0, 0, 0, 0]), torch.zeros(4).long()),
+        tensor([1.499997, -0.499999, -0.499999, -0.499999]),
+        rtol=1e-6,
+        atol=0,
+    )
 
 
 def test_groups_do_not_see_each_other():

@@ -22,6 +22,8 @@ def calls(monkeypatch):
         train=lambda **options: made.append(("train", options)),
         check=lambda recipe, **options: made.append(("check", str(recipe), options)) or "a preview",
         evaluate=lambda target, **options: made.append(("evaluate", target, options)) or "a table",
+        score=lambda file, **options: made.append(("score", file, options)) or "a verdict",
+        compare=lambda *folders: made.append(("compare", *folders)) or "no difference",
     )
     monkeypatch.setitem(sys.modules, "llmrl.api", api)
     monkeypatch.setattr(llmrl, "api", api, raising=False)
@@ -59,7 +61,8 @@ def test_help_of_train_names_the_keys_of_a_recipe(capsys):
 def test_an_unknown_command_gets_the_nearest(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == (
-        "llmrl: no command 'trian'. Did you mean train? Commands: train, eval, show, check, list, report, demo.\n"
+        "llmrl: no command 'trian'. Did you mean train? Commands: train, eval, show, check, list, report, score, "
+        "demo.\n"
     )
 
 
@@ -71,11 +74,28 @@ def test_train_hands_on_overrides_and_processes(calls, good):
 
 
 def test_eval_and_check_hand_on(calls, good, capsys):
-    assert main(["eval", "runs/x", "--benchmark", "gsm8k", "--benchmark", "math500", "seed=1"]) == 0
+    assert main(["eval", "runs/x", "--bench", "gsm8k,math500", "--bench", "aime24", "seed=1", "--out", "o"]) == 0
     assert main(["check", good, "seed=2"]) == 0
-    assert calls[0] == ("evaluate", "runs/x", {"benchmarks": ["gsm8k", "math500"], "overrides": ["seed=1"]})
+    assert calls[0] == (
+        "evaluate",
+        "runs/x",
+        {"benchmarks": ["gsm8k", "math500", "aime24"], "overrides": ["seed=1"], "out": "o"},
+    )
     assert calls[1] == ("check", good, {"overrides": ["seed=2"]})
     assert capsys.readouterr().out == "a table\na preview\n"
+
+
+def test_score_and_compare_hand_on(calls, capsys):
+    words = ["answers.jsonl", "data.limit=3", "--protocol", "minerva,dapo", "--scorer", "{name: x}", "data.split=b"]
+    assert main(["score", *words]) == 0 and main(["eval", "compare", "a", "b"]) == 0
+    given = {"benchmark": None, "scorers": ["{name: x}"], "protocols": ["minerva", "dapo"], "out": None}
+    assert calls == [
+        ("score", "answers.jsonl", given | {"overrides": ["data.limit=3", "data.split=b"]}),
+        ("compare", "a", "b"),
+    ]
+    assert capsys.readouterr().out == "a verdict\nno difference\n"
+    assert main(["eval", "compare", "a"]) == 2
+    assert "found 1 folders to compare, expected two" in capsys.readouterr().err
 
 
 def test_demo_trains_the_quickstart(calls, good, tmp_path, monkeypatch):

@@ -2,8 +2,13 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
+from llmrl.combiners.first_that_applies import first_that_applies
+from llmrl.combiners.gated import gated
 from llmrl.combiners.kl_in_reward import kl_in_reward
+from llmrl.combiners.product import product
 from llmrl.combiners.weighted_sum import weighted_sum
+
+NAN = float("nan")
 
 
 def test_weighted_sum():
@@ -30,3 +35,20 @@ def test_the_last_token_is_the_last_one_that_counts():
     zeros = torch.full((2, 4), float("nan")).masked_fill(mask, 0.0)
     found = kl_in_reward(tensor([2.0, 3.0]), zeros, zeros, mask)
     assert_close(found, tensor([[0.0, 0, 2, 0], [0, 0, 0, 0]]))
+
+
+def test_product():
+    parts = tensor([[0.5, 0.5], [1.0, 0.0], [NAN, 0.25], [NAN, NAN]])
+    assert_close(product(parts, tensor([1.0, 2.0])), tensor([0.5, 0.0, 0.5, 0.0]))
+
+
+def test_the_gate_is_the_first_part():
+    parts = tensor([[1.0, 0.3], [0.0, 1.0], [NAN, 1.0], [0.5, NAN]])
+    weights = tensor([0.0, 2.0])
+    assert_close(gated(parts, weights), tensor([0.6, 0.0, 0.0, 0.0]))
+    assert_close(gated(parts, tensor([1.0, 2.0]), threshold=0.6, closed=-1.0), tensor([1.6, -1.0, -1.0, -1.0]))
+
+
+def test_the_first_part_that_applies_is_the_reward():
+    parts = tensor([[0.5, 9.0], [NAN, 0.25], [0.0, 1.0], [NAN, NAN]])
+    assert_close(first_that_applies(parts, tensor([1.0, 2.0])), tensor([0.5, 0.5, 0.0, 0.0]))

@@ -28,11 +28,21 @@ from llmrl.policy.forward import PolicyModule, Rows, padded, rectangles
 from llmrl.policy.model import Policy, check_head
 
 WIDTH = 8
-SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 ARCHITECTURES = {
-    "soft-cap": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, query_pre_attn_scalar=8,
-                                                       final_logit_softcapping=3.0)),
+    "soft-cap": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SMALL, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=3.0)
+    ),
     "sliding window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4)),
     "logit scale": lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.5)),
     "logits scaling": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=3.0)),
@@ -94,8 +104,9 @@ def test_numbers_and_gradients_are_those_of_the_loop(policy, shared):
     found = policy.module(ROWS, WIDTH, entropy=True, shared=shared)
     expected = loop(policy.model, ROWS)
     assert_close((found["logprobs"], found["entropy"]), expected, rtol=1e-5, atol=1e-5)
-    assert_gradients_close(gradients(policy.module, (found["logprobs"], found["entropy"])),
-                           gradients(policy.module, expected))
+    assert_gradients_close(
+        gradients(policy.module, (found["logprobs"], found["entropy"])), gradients(policy.module, expected)
+    )
 
 
 def test_shared_is_dense_in_every_number_and_every_parameters_gradient(policy):
@@ -112,8 +123,9 @@ def test_architectures_keep_what_they_do_to_positions_and_logits(architecture, s
     found = PolicyModule(architecture)(ROWS, WIDTH, entropy=True, shared=shared)
     expected = loop(architecture, ROWS)
     assert_close((found["logprobs"], found["entropy"]), expected, rtol=1e-5, atol=1e-5)
-    assert_gradients_close(gradients(architecture, (found["logprobs"], found["entropy"])),
-                           gradients(architecture, expected))
+    assert_gradients_close(
+        gradients(architecture, (found["logprobs"], found["entropy"])), gradients(architecture, expected)
+    )
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -139,8 +151,12 @@ def test_temperature_reaches_value_and_entropy_of_its_own_row(policy):
 @pytest.mark.parametrize("shared", [True, False])
 def test_padding_of_contexts_and_responses_does_not_matter(policy, shared):
     """A much longer row beside them pads the contexts on the left and the responses on the right."""
-    beside = Rows([*ROWS.contexts, tuple(range(3, 47)), tuple(range(3, 47))], [*ROWS.responses, tuple(range(5, 45)), (2,)],
-                  [*ROWS.masks, (True,) * 40, (True,)], [*ROWS.temperatures, 1.0, 1.0])
+    beside = Rows(
+        [*ROWS.contexts, tuple(range(3, 47)), tuple(range(3, 47))],
+        [*ROWS.responses, tuple(range(5, 45)), (2,)],
+        [*ROWS.masks, (True,) * 40, (True,)],
+        [*ROWS.temperatures, 1.0, 1.0],
+    )
     alone = policy.module(ROWS, WIDTH, entropy=True, values=True, shared=shared)
     among = policy.module(beside, 40, entropy=True, values=True, shared=shared)
     for name, numbers in alone.items():
@@ -161,7 +177,9 @@ def test_a_rows_tokens_are_seen_by_no_other_row(policy, shared):
 def test_gradient_of_one_row_does_not_reach_the_inputs_of_another(policy, shared):
     """Through the embeddings: of two rows with disjoint tokens only the first one's are moved by its loss."""
     policy.model.lm_head.weight = torch.nn.Parameter(policy.model.lm_head.weight.detach().clone())  # no longer tied
-    rows = Rows([(3, 4), (5, 6), (3, 4)], [(7, 8, 9), (10, 11, 12), (7, 8)], [(True,) * 3, (True,) * 3, (True,) * 2], [1.0] * 3)
+    rows = Rows(
+        [(3, 4), (5, 6), (3, 4)], [(7, 8, 9), (10, 11, 12), (7, 8)], [(True,) * 3, (True,) * 3, (True,) * 2], [1.0] * 3
+    )
     out = policy.module(rows, WIDTH, shared=shared)["logprobs"]
     (moved,) = torch.autograd.grad(out[0].sum(), policy.model.get_input_embeddings().weight)
     assert sorted(moved.abs().sum(1).nonzero().flatten().tolist()) == [3, 4, 7, 8]
@@ -177,10 +195,14 @@ def test_holes_in_the_mask_cost_no_head_position_and_get_no_gradient(policy, sha
     assert all((numbers[~mask] == 0).all() for numbers in found.values())
     inside = sum((n.masked_fill(~mask, 0.0)).sum() for n in found.values())
     outside = sum((n.masked_fill(mask, 0.0)).sum() for n in found.values())
-    assert all(g is None or (g == 0).all() for g in torch.autograd.grad(outside, list(policy.module.parameters()),
-                                                                      allow_unused=True, retain_graph=True))
-    assert any(g is not None and (g != 0).any() for g in torch.autograd.grad(inside, list(policy.module.parameters()),
-                                                                            allow_unused=True))
+    assert all(
+        g is None or (g == 0).all()
+        for g in torch.autograd.grad(outside, list(policy.module.parameters()), allow_unused=True, retain_graph=True)
+    )
+    assert any(
+        g is not None and (g != 0).any()
+        for g in torch.autograd.grad(inside, list(policy.module.parameters()), allow_unused=True)
+    )
 
 
 def test_tokens_behind_a_hole_still_see_it(policy):
@@ -208,8 +230,11 @@ def test_a_prompt_is_forwarded_once_for_its_group(policy):
     """With three rows a prompt, the shared pass forwards the prompts once and each response less its last token."""
     seen = []
     policy.model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(int(kwargs["attention_mask"][:, -kwargs["input_ids"].shape[1] :].sum())),
-        with_kwargs=True)
+        lambda module, args, kwargs: seen.append(
+            int(kwargs["attention_mask"][:, -kwargs["input_ids"].shape[1] :].sum())
+        ),
+        with_kwargs=True,
+    )
     policy.module(ROWS, WIDTH, shared=True)
     assert sum(seen) == len(LONG) + len(SHORT) + sum(len(r) - 1 for r in ROWS.responses)
     seen.clear()

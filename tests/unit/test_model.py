@@ -13,7 +13,9 @@ from llmrl.policy.forward import LogitHead, Rows
 from llmrl.policy.model import load_policy
 from llmrl.run import make_optimizer
 
-ROWS = Rows([(5, 6, 7), (5, 6, 7), (8,)], [(9, 10, 11), (12,), (3, 4)], [(True,) * 3, (True,), (True, True)], [1.0, 0.7, 1.0])
+ROWS = Rows(
+    [(5, 6, 7), (5, 6, 7), (8,)], [(9, 10, 11), (12,), (3, 4)], [(True,) * 3, (True,), (True, True)], [1.0, 0.7, 1.0]
+)
 EVERYWHERE = {"lora": {"rank": 4, "targets": "all-linear"}}
 HEAD = {"lora": {"rank": 4, "targets": ["lm_head", "q_proj"]}}
 
@@ -36,11 +38,23 @@ def dense(model):
 def with_dropout(folder, tiny_folder, kind):
     """A folder with a model that drops half of everything, and a tokenizer."""
     if kind == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, embd_pdrop=0.5, attn_pdrop=0.5,
-                                           resid_pdrop=0.5))
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, embd_pdrop=0.5, attn_pdrop=0.5, resid_pdrop=0.5)
+        )
     else:
-        model = OPTForCausalLM(OPTConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
-                                         word_embed_proj_dim=32, dropout=0.5, attention_dropout=0.5, pad_token_id=0))
+        model = OPTForCausalLM(
+            OPTConfig(
+                vocab_size=64,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                ffn_dim=64,
+                word_embed_proj_dim=32,
+                dropout=0.5,
+                attention_dropout=0.5,
+                pad_token_id=0,
+            )
+        )
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder)
     return str(folder)
@@ -105,7 +119,9 @@ def test_what_is_exported_comes_back(config, make_policy, tiny_folder, tmp_path)
     policy = make_policy(config=config)
     policy.export(tmp_path / "export")
     if config is None:  # what anybody's transformers loads
-        assert_close(dense(AutoModelForCausalLM.from_pretrained(tmp_path / "export")), logprobs(policy), rtol=1e-4, atol=1e-4)
+        assert_close(
+            dense(AutoModelForCausalLM.from_pretrained(tmp_path / "export")), logprobs(policy), rtol=1e-4, atol=1e-4
+        )
         made = Model(path=tiny_folder)
         again = load_policy(made, tmp_path, seed=9, trained=str(tmp_path / "export"))
         assert_close(logprobs(again), logprobs(policy))

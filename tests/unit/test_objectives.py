@@ -33,27 +33,33 @@ def changed(row: int, column: int, number: float):
     return gradient
 
 
-@pytest.mark.parametrize("options, total, gradient", [
-    ({}, -0.226316, PLAIN),
-    ({"clip_high": 0.28}, -0.233139, changed(0, 0, -0.135711)),  # ratio 1.2214 is now inside
-    ({"dual_clip": 1.5}, -0.234579, changed(3, 0, 0.0)),  # ratio 1.6487 with A < 0 is past 1.5
-])
+@pytest.mark.parametrize(
+    "options, total, gradient",
+    [
+        ({}, -0.226316, PLAIN),
+        ({"clip_high": 0.28}, -0.233139, changed(0, 0, -0.135711)),  # ratio 1.2214 is now inside
+        ({"dual_clip": 1.5}, -0.234579, changed(3, 0, 0.0)),  # ratio 1.6487 with A < 0 is past 1.5
+    ],
+)
 def test_surrogate_and_its_gradient_on_the_worked_input(worked, options, total, gradient):
     found = surrogate(worked, **options)
     assert_close(found[0], tensor(total), rtol=1e-5, atol=1e-6)
     assert_close(found[1], tensor(gradient), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("ratio, advantage, loss, slope", [
-    # loss = max(-A r, -A clip(r)); its slope in the log-probability is -A r inside and 0 where the clip holds
-    (1.1, 2.0, -2.2, -2.2),
-    (1.5, 2.0, -2.4, 0.0),
-    (0.5, 2.0, -1.0, -1.0),
-    (0.9, -2.0, 1.8, 1.8),
-    (0.5, -2.0, 1.6, 0.0),
-    (1.5, -2.0, 3.0, 3.0),
-    (1.5, 0.0, 0.0, 0.0),
-])
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, slope",
+    [
+        # loss = max(-A r, -A clip(r)); its slope in the log-probability is -A r inside and 0 where the clip holds
+        (1.1, 2.0, -2.2, -2.2),
+        (1.5, 2.0, -2.4, 0.0),
+        (0.5, 2.0, -1.0, -1.0),
+        (0.9, -2.0, 1.8, 1.8),
+        (0.5, -2.0, 1.6, 0.0),
+        (1.5, -2.0, 3.0, 3.0),
+        (1.5, 0.0, 0.0, 0.0),
+    ],
+)
 def test_each_branch_of_the_clip(ratio, advantage, loss, slope):
     logprobs = tensor([[math.log(ratio) - 1.0]], requires_grad=True)
     found = clipped_surrogate(logprobs, tensor([[-1.0]]), tensor([[advantage]]))

@@ -100,7 +100,8 @@ def test_generalised_advantages_equal_the_slow_sum_over_counted_tokens(gamma, la
     rewards, values = torch.randn(2, 6, 9, generator=generator)
     mask = torch.rand(6, 9, generator=generator) < 0.6
     mask[5] = False
-    expected = tensor([quadratic(*rows, gamma, lam) for rows in zip(rewards.tolist(), values.tolist(), mask.tolist(),
-                                                                     strict=True)])
+    expected = tensor(
+        [quadratic(*rows, gamma, lam) for rows in zip(rewards.tolist(), values.tolist(), mask.tolist(), strict=True)]
+    )
     hostile = values.masked_fill(~mask, NAN)
     assert_close(generalised_advantages(rewards.masked_fill(~mask, NAN), hostile, mask, gamma, lam), expected)

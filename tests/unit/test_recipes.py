@@ -12,6 +12,7 @@ from llmrl.algorithm import build_stage, passes
 from llmrl.config import Data
 from llmrl.data.formats import to_prompt
 from llmrl.options import check_options
+from llmrl.pool import Pool
 from llmrl.recipe import RECIPES, Recipe, resolve
 from llmrl.scoring import make_scorers, score
 from llmrl.types import Group, Rollout
@@ -92,9 +93,9 @@ def test_the_reward_of_gsm8k_fits_its_prompt():
     }
     scorers = make_scorers(stage.scorers)
     group = Group(prompt, tuple(Rollout((0,), text) for text in texts))
-    rewards = [
-        sum(s.weight * row[s.name].value for s in scorers) for row in score([group], scorers, stage.scoring)[0].scores
-    ]
+    with Pool(workers=1) as pool:
+        (scored,) = score([group], scorers, stage.scoring, pool)
+    rewards = [sum(s.weight * row[s.name].value for s in scorers) for row in scored.scores]
     assert rewards == pytest.approx(list(texts.values()))
 
 

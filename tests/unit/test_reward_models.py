@@ -113,7 +113,7 @@ def test_equivalent_answers(answer, reference):
         ("٣", "3"),
         ("1/0", "0"),
         ("", ""),
-        ("9" * 2000, "9" * 2000),
+        ("9" * 5000, "9" * 5000),
     ],
 )
 def test_answers_that_are_not_the_same(answer, reference):
@@ -123,7 +123,14 @@ def test_answers_that_are_not_the_same(answer, reference):
 def test_math_answer_says_what_it_read_and_keeps_the_answer_to_itself():
     right = math_answer(ask("She sold 48+24 = 72 clips.\n#### 72"), say("The answer is 72 clips."))
     assert right.value == 1.0 and right.feedback == "The final answer 72 clips is correct."
-    assert right.evidence == {"read": "72 clips", "expected": "72", "how": "sentence", "correct": True}
+    assert right.evidence == {
+        "protocol": "llmrl/boxed@1",
+        "read": "72 clips",
+        "expected": "72",
+        "how": "sentence",
+        "by": "exact",
+        "correct": True,
+    }
     wrong = math_answer(ask(72), say(r"\boxed{71}"))
     assert wrong.value == 0.0 and wrong.feedback == "The final answer 71 is wrong." and not wrong.evidence["correct"]
     silent = math_answer(ask(72), say("72"))
@@ -157,7 +164,12 @@ def test_math_answer_without_a_reference_cannot_judge():
     ],
 )
 def test_a_megabyte_of_hostile_text_costs_less_than_50_ms(text):
-    scorers = [lambda p, r: math_answer(p, r, last_number=True), answer_tag, format_tags, scripted_feedback]
+    scorers = [
+        lambda p, r: math_answer(p, r, protocol="llmrl/last-number@1"),
+        answer_tag,
+        format_tags,
+        scripted_feedback,
+    ]
     for scorer in scorers:
         spent = min(cost(scorer, ask("1,000"), say(text)) for _ in range(2))  # the machine may be busy
         assert spent < 0.05

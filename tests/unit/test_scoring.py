@@ -2,13 +2,20 @@
 
 import asyncio
 import math
+import os
+import socket
+import time
+from pathlib import Path
 
 import pytest
 
 from llmrl.config import Scoring
 from llmrl.errors import CatalogError, RecipeError, ScoringError
-from llmrl.scoring import Scorer, make_scorer, make_scorers, score, shape_of, usable
-from llmrl.types import Group, Prompt, Rollout, Score
+from llmrl.limits import limits
+from llmrl.pool import Pool
+from llmrl.scoring import distinct, from_function, make_scorer, make_scorers, scorer, source_of, usable
+from llmrl.scoring import score as score_in
+from llmrl.types import Completion, Group, Prompt, Rollout, Score
 
 TOLERANT = Scoring(max_error_share=1.0)
 
@@ -23,8 +30,21 @@ def chat_group(id, texts, **columns):
     return Group(Prompt(id, messages=turns, columns=columns), tuple(Rollout(ids=(1,), text=text) for text in texts))
 
 
+POOL = Pool(workers=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pool():
+    with POOL:
+        yield POOL
+
+
+def score(groups, scorers, config):
+    return score_in(groups, scorers, config, POOL)
+
+
 def as_scorer(function, name="judge"):
-    return Scorer(name, function, shape_of(function, name))
+    return scorer(name, function, source_of(function, name))
 
 
 def judged(groups, *functions, config=TOLERANT):
@@ -64,17 +84,14 @@ def test_a_group_scorer_answers_for_all_siblings_of_one_prompt():
 
 
 def test_trl_reward_function_gets_strings_for_text_prompts_and_columns_repeated_per_completion():
-    seen = {}
-
     def reward(prompts, completions, answer, **kwargs):
-        seen.update(kwargs, prompts=prompts, completions=completions, answer=answer)
+        assert prompts == ["question p", "question p", "question q"]
+        assert answer == ["8", "8", "5"] and kwargs["level"] == [1, 1, 2]
+        assert kwargs["completion_ids"] == [[0, 9], [1, 9], [0, 9]] and kwargs["reference"] == ["8", "8", "5"]
         return [float(a == c) for a, c in zip(answer, completions, strict=True)]
 
     groups = [text_group("p", ["7", "8"], answer="8", level=1), text_group("q", ["5"], answer="5", level=2)]
     assert judged(groups, reward) == [0.0, 1.0, 1.0]
-    assert seen["prompts"] == ["question p", "question p", "question q"]
-    assert seen["answer"] == ["8", "8", "5"] and seen["level"] == [1, 1, 2]
-    assert seen["completion_ids"] == [[0, 9], [1, 9], [0, 9]] and seen["reference"] == ["8", "8", "5"]
 
 
 def test_trl_reward_function_gets_message_lists_for_conversations_and_only_what_its_signature_takes():
@@ -110,26 +127,17 @@ def test_none_from_a_trl_function_means_does_not_apply():
     assert group.scores[0]["judge"] == Score(None) and group.scores[1]["judge"] == Score(1.0)
 
 
-def test_asynchronous_scorers_run_together_in_one_loop():
-    loops, running, most = set(), 0, 0
+def test_calls_of_an_asynchronous_scorer_run_together():
+    running = {"now": 0, "most": 0}
 
     async def judge(prompt, rollout):
-        nonlocal running, most
-        loops.add(id(asyncio.get_running_loop()))
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0.01)
-        running -= 1
-        return Score(1.0)
+        running["now"] += 1
+        running["most"] = max(running.values())
+        await asyncio.sleep(0.05)
+        running["now"] -= 1
+        return Score(float(running["most"]))
 
-    async def reward(completions):
-        loops.add(id(asyncio.get_running_loop()))
-        return [1.0 for _ in completions]
-
-    groups = [text_group("p", ["a"] * 20)]
-    scored = score(groups, [as_scorer(judge, "one"), as_scorer(reward, "two")], Scoring())
-    assert most == 20 and len(loops) == 1
-    assert all(one["one"].value == one["two"].value == 1.0 for one in scored[0].scores)
+    assert judged([text_group("p", ["a"] * 20)], judge) == [20.0] * 20
 
 
 def test_asynchronous_scorers_run_where_a_loop_runs_already():
@@ -172,10 +180,11 @@ def test_a_raise_is_an_error_of_that_rollout_alone():
     assert judged([text_group("p", ["", "ab"])], judge) == ["ZeroDivisionError: float division by zero", 0.5]
 
 
-def test_a_wrong_count_names_the_function_and_both_counts():
-    answer = ["ValueError: judge returned 1 scores for 2 rollouts"] * 2
-    assert judged([text_group("p", ["a", "b"])], lambda completions: [1.0]) == answer
+def test_a_wrong_count_says_both_counts():
+    answer = ["ValueError: returned 1 scores for 2 rollouts"] * 2
     assert judged([text_group("p", ["a", "b"])], lambda group: [Score(1.0)]) == answer
+    answer = ["ValueError: returned 3 scores for 1 rollouts"] * 2
+    assert judged([text_group("p", ["a", "b"])], lambda completions: [1.0] * 3) == answer
 
 
 def test_one_bad_entry_of_a_trl_function_leaves_the_others():
@@ -185,32 +194,31 @@ def test_one_bad_entry_of_a_trl_function_leaves_the_others():
     ]
 
 
-def test_retry_asks_once_more_and_only_for_what_failed():
-    calls = []
+def test_retry_asks_once_more_and_only_for_what_failed(tmp_path):
+    log = str(tmp_path / "calls")
 
     def flaky(prompt, rollout):
-        calls.append(rollout.text)
-        if calls.count(rollout.text) == 1 and rollout.text != "good":
-            raise OSError("busy")
-        if rollout.text == "bad":
-            raise OSError("still busy")
+        with open(log, "a+") as file:
+            file.seek(0)
+            before = file.read().split()
+            file.write(f"{rollout.text} ")
+        if rollout.text == "bad" or (rollout.text == "second" and "second" not in before):
+            raise OSError(f"busy, {before.count(rollout.text)} before")
         return Score(1.0)
 
     config = Scoring(on_error="retry", max_error_share=1.0)
-    assert judged([text_group("p", ["good", "second", "bad"])], flaky, config=config) == [
-        1.0,
-        1.0,
-        "OSError: still busy",
-    ]
-    assert calls == ["good", "second", "second", "bad", "bad"]
+    answers = judged([text_group("p", ["good", "second", "bad"])], flaky, config=config)
+    assert answers == [1.0, 1.0, "OSError: busy, 1 before"]
+    assert sorted(Path(log).read_text().split()) == ["bad", "bad", "good", "second", "second"]
 
 
-def test_retry_reaches_asynchronous_scorers():
-    calls = []
+def test_retry_keeps_what_was_judged_the_first_time(tmp_path):
+    log = str(tmp_path / "calls")
 
     async def flaky(completions):
-        calls.append(len(completions))
-        return [1.0, math.nan] if len(calls) == 1 else [5.0, 2.0]
+        first = not os.path.exists(log)
+        open(log, "w").close()
+        return [1.0, math.nan] if first else [5.0, 2.0]
 
     assert judged([text_group("p", ["a", "b"])], flaky, config=Scoring(on_error="retry")) == [1.0, 2.0]
 
@@ -277,18 +285,18 @@ def odd(text, gold):
     ("named", "message"),
     [
         (
-            {"name": "math_answer", "boxd_only": True},
-            "scorers.math_answer.boxd_only is not an option of math_answer. Did you mean boxed_only? "
-            "Options: boxed_only, last_number, weight.",
+            {"name": "math_answer", "protocl": "aime"},
+            "scorers.math_answer.protocl is not an option of math_answer. Did you mean protocol? "
+            "Options: protocol, weight.",
         ),
         (
-            {"name": "math_answer", "boxed_only": "yes"},
-            "scorers.math_answer.boxed_only: found 'yes' (a string), expected true or false.",
+            {"name": "format_tags", "think": True},
+            "scorers.format_tags.think: found true, expected a string.",
         ),
         ({"name": "math_answer", "weight": "2"}, "scorers.math_answer.weight is '2'; expected a number."),
         ({"weight": 1.0}, "has no name. Expected a scorer's name"),
         (f"{__name__}:needs_option", "path is missing: "),
-        (f"{__name__}:odd", "takes (text, gold). Expected (prompt, rollout), (group) or TRL's"),
+        (f"{__name__}:odd", "takes (text, gold). Expected (prompt, rollout), (group), (groups), TRL's"),
     ],
 )
 def test_what_is_wrong_with_a_scorer_is_said_before_anything_runs(named, message):
@@ -305,4 +313,180 @@ def test_unknown_and_doubled_scorers_are_refused():
     with pytest.raises(CatalogError, match="Did you mean math_answer?"):
         make_scorer("math_anser")
     with pytest.raises(RecipeError, match="math_answer is named 2 times"):
-        make_scorers(["math_answer", {"name": "math_answer", "boxed_only": True}])
+        make_scorers(["math_answer", {"name": "math_answer", "protocol": "aime"}])
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    if data_source != "sums":
+        raise NotImplementedError(f"no scorer for {data_source}")
+    return {"score": float(solution_str == ground_truth), "level": extra_info["level"]}
+
+
+def test_a_function_out_of_verl_runs_unchanged():
+    def group(source):
+        columns = {"answer": "7", "data_source": source, "extra_info": {"level": 3}}
+        return text_group("p", ["7", "8"], **columns)
+
+    (scored,) = score([group("sums")], [as_scorer(compute_score)], Scoring())
+    assert [one["judge"].value for one in scored.scores] == [1.0, 0.0]
+    assert scored.scores[0]["judge"].evidence == {"level": 3}
+    assert judged([group("other")], compute_score) == ["NotImplementedError: no scorer for other"] * 2
+    assert (
+        judged([group("sums")], lambda solution_str, ground_truth: {"acc": 1})
+        == ["ValueError: returned a dictionary with acc; expected a 'score'"] * 2
+    )
+
+
+def test_a_scorer_of_the_whole_step_sees_every_group():
+    def rank(groups):
+        return [[Score(float(len(groups)), steps=((1, 0.5),)) for _ in group.rollouts] for group in groups]
+
+    scored = score([text_group("p", ["a", "b"]), text_group("q", ["c"])], [as_scorer(rank)], Scoring())
+    assert [[s["judge"].value for s in g.scores] for g in scored] == [[2.0, 2.0], [2.0]]
+    assert scored[1].scores[0]["judge"].steps == ((1, 0.5),)
+
+
+def test_a_failing_batch_call_is_split_until_the_fault_stands_alone():
+    def reward(completions):
+        if "bad" in completions:
+            raise ValueError("bad")
+        return [float(len(completion)) for completion in completions]
+
+    texts = ["a", "bb", "bad", "dddd", "a", "bb", "bad"]
+    bad = "ValueError: bad"
+    assert judged([text_group("p", texts)], reward) == [1.0, 2.0, bad, 4.0, 1.0, 2.0, bad]
+
+
+def test_faults_cost_only_their_own_rollout_and_their_processes_are_replaced():
+    def judge(prompt, rollout):
+        if rollout.text == "hang":
+            time.sleep(60)
+        if rollout.text == "exit":
+            os._exit(7)
+        if rollout.text == "leave":
+            raise SystemExit("bye")
+        if rollout.text == "crash":
+            os.abort()
+        if rollout.text == "memory":
+            bytearray(16 << 30)
+        return Score(float(os.getpid()))
+
+    replaced = POOL.replaced
+    texts = ["good", "hang", "exit", "good", "leave", "crash", "memory", "good"]
+    config = Scoring(timeout=0.5, max_error_share=1.0)
+    found = judged([text_group("p", texts)], judge, config=config)
+    assert [one for one, text in zip(found, texts, strict=True) if text != "good"] == [
+        "no answer within 0.5 s",
+        "its process ended with exit status 7",
+        "SystemExit: bye",
+        "its process was ended by SIGABRT",
+        "MemoryError",
+    ]
+    pids = [one for one, text in zip(found, texts, strict=True) if text == "good"]
+    assert all(isinstance(pid, float) and pid != os.getpid() for pid in pids)
+    assert POOL.replaced - replaced == 3
+
+
+def test_a_process_that_ends_an_asynchronous_call_takes_no_other_call_with_it():
+    async def judge(prompt, rollout):
+        if rollout.text == "exit":
+            os._exit(7)
+        await asyncio.sleep(0.01)
+        return Score(1.0)
+
+    died = "its process ended with exit status 7"
+    assert judged([text_group("p", ["a", "exit", "b", "exit"])], judge) == [1.0, died, 1.0, died]
+
+
+def test_what_is_not_plain_is_refused_on_both_ways():
+    def judge(prompt, rollout):
+        return Score(1.0, evidence={"judge": object()})
+
+    def talker(prompt, rollout):
+        return Score(1.0, feedback="x" * 100_000)
+
+    assert judged([text_group("p", ["a"])], judge)[0].startswith("its Score is not plain data: TypeError")
+    assert "100" in judged([text_group("p", ["a"])], talker)[0]
+    group = text_group("p", ["a"], picture=object())
+    assert judged([group], length) == [
+        "TypeError: column picture holds object; scorers get plain data: text, numbers, lists"
+    ]
+
+
+def test_prompt_and_rollout_arrive_as_they_were():
+    def judge(prompt, rollout):
+        assert prompt.columns == {
+            "numbers": (1, 2.5, None),
+            "by": {3: "x"},
+            "odd": "\ud800\0",
+        } and prompt.reference == [True]
+        assert prompt.messages[0] == {"role": "user", "content": "é\udfff"} and prompt.feedback == "good"
+        assert (
+            rollout.ids == (1, 2) and rollout.truncated and rollout.version == 3 and rollout.loss_mask == (True, False)
+        )
+        assert rollout.stored.feedback == "fine" and rollout.stored.steps == ((1, 0.5),)
+        return Score(1.0, feedback=rollout.text)
+
+    columns = {"numbers": (1, 2.5, None), "by": {3: "x"}, "odd": "\ud800\0"}
+    turns = ({"role": "user", "content": "é\udfff"},)
+    prompt = Prompt("p", messages=turns, ids=(5,), reference=[True], columns=columns, feedback="good")
+    stored = Completion("t", feedback="fine", score=1.0, steps=((1, 0.5),))
+    rollout = Rollout((1, 2), "\ud83d text", (-0.1, -0.2), True, 3, (True, False), stored)
+    (group,) = score([Group(prompt, (rollout,))], [as_scorer(judge)], TOLERANT)
+    assert group.scores[0]["judge"] == Score(1.0, feedback="\ud83d text")
+
+
+def test_python_functions_that_share_a_name_or_cannot_be_sent_are_refused():
+    with pytest.raises(RecipeError, match="length is named 2 times"):
+        distinct([from_function(length), from_function(length)])
+    numbers = (number for number in range(3))  # no process can be sent a generator
+    with pytest.raises(RecipeError, match="cannot be sent to the processes"):
+        from_function(lambda completions: [float(next(numbers)) for _ in completions])
+    with pytest.raises(RecipeError, match="expected a function"):
+        make_scorer("math:pi")
+
+
+def test_the_pool_ends_every_process_it_has_started():
+    def judge(prompt, rollout):
+        if os.fork() == 0:  # a process that a scorer leaves behind
+            os.setsid()
+            time.sleep(300)
+        return Score(float(os.getpid()))
+
+    with Pool(workers=2) as own:
+        (group,) = score_in([text_group("p", ["a", "b", "c", "d"])], [as_scorer(judge)], Scoring(), own)
+        zygote = own.zygote.pid
+        below = descendants(zygote)
+        assert len(below) >= 5 and all(one["judge"].value in below for one in group.scores)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in [zygote, *below])
+
+
+def descendants(pid):
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *descendants(int(child))]
+    return found
+
+
+@limits(confined=True, memory_gb=1.0)
+def curious(prompt, rollout):
+    """What a confined scorer gets when it reaches for something."""
+    reach = {
+        "write": lambda: open(rollout.text.partition(" ")[2], "w"),
+        "socket": lambda: socket.create_connection(("127.0.0.1", 9)),
+        "datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+        "fork": os.fork,
+        "program": lambda: os.execv("/bin/true", ["true"]),
+        "signal": lambda: os.kill(os.getppid(), 0),
+        "memory": lambda: bytearray(2 << 30),
+        "read": lambda: Score(float(open(__file__).read(3) == '"""')),
+    }
+    return reach[rollout.text.partition(" ")[0]]()
+
+
+def test_a_confined_scorer_computes_and_reads_and_nothing_else(tmp_path):
+    texts = [f"write {tmp_path}/there", "socket", "datagram", "fork", "program", "signal", "memory", "read"]
+    found = judged([text_group("p", texts)], curious)
+    assert found[-1] == 1.0 and found[-2] == "MemoryError"
+    assert all(str(one).startswith("PermissionError") for one in found[:-2])
+    assert not list(tmp_path.iterdir())

@@ -31,8 +31,14 @@ def distribution(model, ids, temperature=1.0):
 
 
 def greedy(model, ids, stops, count):
-    out = model.generate(torch.tensor([list(ids)]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                         do_sample=False, max_new_tokens=count, eos_token_id=list(stops), pad_token_id=0)
+    out = model.generate(
+        torch.tensor([list(ids)]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=count,
+        eos_token_id=list(stops),
+        pad_token_id=0,
+    )
     return tuple(out[0, len(ids) :].tolist())
 
 
@@ -54,8 +60,17 @@ def test_greedy_equals_generate_whichever_stop_token_comes(policy):
 def test_greedy_beyond_a_sliding_window():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = MistralForCausalLM(MistralConfig(vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                                                 num_attention_heads=4, num_key_value_heads=2, sliding_window=4)).eval()
+        model = MistralForCausalLM(
+            MistralConfig(
+                vocab_size=128,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                sliding_window=4,
+            )
+        ).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, 0 if parameter.dim() > 1 else 1, 0.25)
     engine = TransformersEngine(Context(Policy(PolicyModule(model), None, ""), None, (2,), 16, 32))
@@ -68,8 +83,12 @@ def test_greedy_beyond_a_sliding_window():
 def test_logprobs_are_those_of_the_trainers_forward(policy, engine, temperature):
     found = engine.generate(PROMPTS, Sampling(24, temperature=temperature), 4, SEEDS)
     pairs = [(p, r) for p, rs in zip(PROMPTS, found, strict=True) for r in rs]
-    rows = Rows([p.ids for p, _ in pairs], [r.ids for _, r in pairs], [(True,) * len(r.ids) for _, r in pairs],
-                [temperature or 1.0] * len(pairs))
+    rows = Rows(
+        [p.ids for p, _ in pairs],
+        [r.ids for _, r in pairs],
+        [(True,) * len(r.ids) for _, r in pairs],
+        [temperature or 1.0] * len(pairs),
+    )
     with torch.no_grad():
         expected = policy.module(rows, 24)["logprobs"]
     assert temperature == 0 or len({len(r.ids) for _, r in pairs}) > 3
@@ -98,10 +117,16 @@ def test_sampled_frequencies_are_softmax_at_the_temperature(policy):
     assert freedom > 30 and distance(0.7) < bound < distance(0.75) and distance(0.65) > bound
 
 
-@pytest.mark.parametrize("limits, allowed", [
-    ({"top_k": 5}, lambda p: p.topk(5).indices),
-    ({"top_p": 0.6}, lambda p: p.argsort(descending=True)[: int((p.sort(descending=True).values.cumsum(0) < 0.6).sum()) + 1]),
-])
+@pytest.mark.parametrize(
+    "limits, allowed",
+    [
+        ({"top_k": 5}, lambda p: p.topk(5).indices),
+        (
+            {"top_p": 0.6},
+            lambda p: p.argsort(descending=True)[: int((p.sort(descending=True).values.cumsum(0) < 0.6).sum()) + 1],
+        ),
+    ],
+)
 def test_truncated_sampling_stays_inside_and_reports_what_it_sampled_from(policy, engine, limits, allowed):
     prompt = PROMPTS[0]
     (rollouts,) = engine.generate([prompt], Sampling(1, temperature=0.9, **limits), 2000, [3])
@@ -145,7 +170,8 @@ def test_a_sample_depends_on_nothing_else_in_the_call(policy, engine):
 def test_prompts_are_prefilled_once_and_finished_rows_leave(policy, engine):
     forwarded = []
     policy.model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: forwarded.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+        lambda module, args, kwargs: forwarded.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
     found = engine.generate(PROMPTS, Sampling(32), 8, SEEDS)
     lengths = [len(r.ids) for rollouts in found for r in rollouts]
     alive = [sum(n > t for n in lengths) for t in range(1, max(lengths))]
@@ -158,8 +184,15 @@ def test_prompts_are_prefilled_once_and_finished_rows_leave(policy, engine):
 
 def test_the_folders_generation_config_changes_nothing(policy, engine):
     plain = engine.generate(PROMPTS, Sampling(12), 2, SEEDS)
-    policy.model.generation_config = GenerationConfig(do_sample=False, top_k=1, top_p=0.1, temperature=0.1, max_new_tokens=2,
-                                                      repetition_penalty=1.3, eos_token_id=list(range(128)))
+    policy.model.generation_config = GenerationConfig(
+        do_sample=False,
+        top_k=1,
+        top_p=0.1,
+        temperature=0.1,
+        max_new_tokens=2,
+        repetition_penalty=1.3,
+        eos_token_id=list(range(128)),
+    )
     assert engine.generate(PROMPTS, Sampling(12), 2, SEEDS) == plain
 
 

@@ -1,0 +1,5 @@
+"""The pool of processes that scorers run in."""
+
+from llmrl.pool.pool import Pool
+
+__all__ = ["Pool"]

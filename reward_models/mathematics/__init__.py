@@ -1,0 +1,1 @@
+"""Mathematical answers: what a response says, whether it equals the reference, and under which protocol."""
