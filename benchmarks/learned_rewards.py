@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def trained(recipe: str, out: Path, name: str, **keys: Any) -> tuple[Path, dict[
     """(folder of the run, its last metrics); a run that has finished there is read, not repeated."""
     folder = out / name
     if not (folder / "result.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
         words = {key.replace("__", "."): value for key, value in keys.items()}
         train(RECIPES / recipe, {"out": str(out), "name": name} | QUIET | words)
     return folder, json.loads((folder / "result.json").read_text())
@@ -110,7 +112,7 @@ def steps(out: Path, seed: int, kinds: Sequence[str]) -> dict[str, Any]:
         return trained("base/addition.yaml", out, name, seed=seed, rollout__max_tokens=24, **model, **keys)[0]
 
     schedule = {"training__schedule": "linear", "training__final_share": 0.05, "training__warmup_steps": 30}
-    able = sums(f"able-{seed}", {}, data__source={"name": "addition_solutions", "size": 3600}, training__steps=300,
+    able = sums(f"able-{seed}", {}, data__source={"name": "addition_solutions", "size": 3600}, training__steps=450,
                 training__learning_rate=4e-3, **schedule)  # fmt: skip
     start = {"model__make": None, "model__path": str(able / "final")}
     policy = sums(f"policy-{seed}", start, data__source={"name": "addition_solutions", "size": 5120, "accuracy": 0.5},
@@ -122,31 +124,34 @@ def steps(out: Path, seed: int, kinds: Sequence[str]) -> dict[str, Any]:
     rows = [json.loads(line) for line in labels.read_text().splitlines()]
     every = [{k: label(tries, *way) for k, way in KINDS.items()} for row in rows for tries in row["outcomes"]]
     ordered = all(one["soft"] <= one["ER 1"] <= one["ER 2"] <= one["hard"] + 1e-12 for one in every)
-    problems, answers = sampled(model, num=40, seed=seed)
-    right = [[last_number(text) == p.reference for text in some] for p, some in zip(problems, answers, strict=True)]
     found: dict[str, Any] = {"labelled steps": len(every), "mean <= ER 1 <= ER 2 <= hard": ordered}
-    found["one answer"] = sum(map(sum, right)) / sum(map(len, right))
-    found["majority of 8"] = mean(majority(texts, flags) for texts, flags in eights(answers, right))
+    judges = {}
     for kind in kinds:
         way = KINDS[kind]
         made = [r | {"labels": [*(label(tries, *way) for tries in r["outcomes"]), r["labels"][-1]]} for r in rows]
-        judge = sums(
+        judges[kind] = sums(
             f"judge-{kind.replace(' ', '')}-{seed}", start, algorithm={"name": "process_reward"},
             model__verdict_tokens=["+", "-"], data__source=write(out / f"labels-{kind}-{seed}.jsonl", made),
-            data__format="steps", training__steps=500, training__learning_rate=4e-3, evaluation={"sampled": None},
+            data__format="steps", training__steps=600, training__learning_rate=4e-3, evaluation={"sampled": None},
             **schedule,
         )  # fmt: skip
+    for split, which in (("train", "sums of the labels"), ("test", "held-out sums")):
+        problems, answers = sampled(model, split, seed)
+        right = [[last_number(text) == p.reference for text in some] for p, some in zip(problems, answers, strict=True)]
+        found[f"{which}, one answer"] = sum(map(sum, right)) / sum(map(len, right))
+        found[f"{which}, majority of 8"] = mean(majority(texts, flags) for texts, flags in eights(answers, right))
         groups = [Group(p, tuple(Rollout((0,), t) for t in some)) for p, some in zip(problems, answers, strict=True)]
-        judged = process_reward(groups, path=str(judge / "final"), verdict_tokens=["+", "-"])
-        scores = [[one.value for one in some] for some in judged]
-        found[f"{kind}: AUC"] = auc(scores, right)
-        picks = [best_of_n([s], [r])[0] for s, r in eights(scores, right)]
-        found[f"{kind}: best of 8"] = mean(picks)
+        for kind, judge in judges.items():
+            judged = process_reward(groups, path=str(judge / "final"), verdict_tokens=["+", "-"])
+            scores = [[one.value for one in some] for some in judged]
+            found[f"{which}, {kind}: AUC"] = auc(scores, right)
+            picks = [best_of_n([s], [r])[0] for s, r in eights(scores, right)]
+            found[f"{which}, {kind}: best of 8"] = mean(picks)
     return found
 
 
-def sampled(model: Any, num: int, seed: int) -> tuple[list[Any], list[list[str]]]:
-    """(held-out sums, `num` answers of the model to each)."""
+def sampled(model: Any, split: str, seed: int) -> tuple[list[Any], list[list[str]]]:
+    """(40 sums of that split, 40 fresh answers of the model to each)."""
     from llmrl.config import Data
     from llmrl.data.prompts import load
     from llmrl.policy.model import load_policy
@@ -154,9 +159,9 @@ def sampled(model: Any, num: int, seed: int) -> tuple[list[Any], list[list[str]]
     from llmrl.types import Sampling
 
     policy = load_policy(model, Path(), seed=seed)
-    problems = load(Data(source={"name": "addition", "size": 40}, split="test"), policy.tokenizer, seed=seed).prompts
+    problems = load(Data(source={"name": "addition", "size": 40}, split=split), policy.tokenizer, seed=seed).prompts
     engine = make_engine("transformers", policy, (32, 24))
-    found = engine.generate(problems, Sampling(24), num, [1000 * seed + i for i in range(len(problems))])
+    found = engine.generate(problems, Sampling(24), 40, [1000 * seed + 500_000 + i for i in range(len(problems))])
     return problems, [[policy.tokenizer.decode(list(r.ids), skip_special_tokens=True) for r in some] for some in found]
 
 

@@ -1,6 +1,7 @@
 """What grading mathematics gives and costs: protocol tables, speed, hostile answers, agreement with math-verify.
 
     python benchmarks/math_scoring.py [tables] [speed] [bombs] [agreement]
+    python benchmarks/math_scoring.py mixed > mixed.jsonl      completions in five formats, for `llmrl score`
 
 `tables` and `speed` read GSM8K and MATH-500 from ../shared/data; `bombs` and `agreement` need no data. All by default.
 """
@@ -67,6 +68,16 @@ def tables() -> None:
         answers,
         {name: [form(gold) for gold in answers] for name, form in MATH_FORMS.items()},
     )
+
+
+def mixed() -> None:
+    """GSM8K's test rows as JSONL, each with a right completion; the formats take turns, and every sixth one is wrong."""
+    rows = [json.loads(line) for line in (DATA / "gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()]
+    forms = list(GSM8K_FORMS.values())
+    for number, row in enumerate(rows):
+        worked, _, gold = row["answer"].rpartition("#### ")
+        form = forms[number % len(forms)].format(gold if number % 6 else f"1{gold}")
+        print(json.dumps(row | {"completion": f"<think>{worked.strip()}</think>\n{form}"}))
 
 
 def table(title: str, protocols: list[str], answers: list[str], rows: dict[str, list[str]]) -> None:
@@ -165,4 +176,4 @@ def reason(answer: str, gold: str) -> str:
 if __name__ == "__main__":
     kernel.library()
     for part in sys.argv[1:] or ["tables", "speed", "bombs", "agreement"]:
-        {"tables": tables, "speed": speed, "bombs": bombs, "agreement": agreement}[part]()
+        {"mixed": mixed, "tables": tables, "speed": speed, "bombs": bombs, "agreement": agreement}[part]()

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limits:
-    """seconds: wall time of one call; None: the recipe's scoring.timeout. memory_gb: address space of the process; None:
+    """seconds: wall time of one call; None: the recipe's scoring.timeout. memory_gb: private memory of the process; None:
     no limit. workers: processes at most; None: the recipe's scoring.workers. confined: the process may neither open
     sockets, nor write files, nor start programs. preload: modules imported once, before the processes are forked.
     """

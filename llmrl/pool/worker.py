@@ -57,8 +57,9 @@ def confine(limits: Limits) -> None:
     """Put the limits on this process, after everything is imported."""
     if limits.memory_gb is not None:
         size = int(limits.memory_gb * 1024**3)
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (size if hard < 0 else min(size, hard), hard))
+        # of what is written, not of address space: GPU libraries reserve much more of that than they ever use
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (size if hard < 0 else min(size, hard), hard))
     if limits.confined and confinement.available() is None:
         confinement.confine(read=None)
 

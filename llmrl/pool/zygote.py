@@ -39,6 +39,8 @@ def main(descriptor: int) -> None:
             if os.getppid() != trainer:
                 break
             continue
+        except ConnectionError:  # closed before it has read every answer
+            break
         if not data:
             break
         verb, argument = marshal.loads(data)  # noqa: S302 - from the trainer
@@ -52,7 +54,8 @@ def main(descriptor: int) -> None:
                 prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 os.setsid()
                 control.close()
-                serve(connection, Limits(*argument))
+                with contextlib.suppress(ConnectionError):  # the trainer has closed before the last answer
+                    serve(connection, Limits(*argument))
                 os._exit(0)
             connection.close()
             workers.add(pid)

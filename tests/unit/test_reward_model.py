@@ -10,7 +10,7 @@ from torch import tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from llmrl.batch import Batch
+from llmrl.batch import Batch, call
 from llmrl.config import Data, Model
 from llmrl.data.formats import to_prompt
 from llmrl.errors import DataError, ModelError
@@ -197,3 +197,24 @@ def test_equal_answers_are_refused(row):
 
 def test_enlarged_heads_show(make_policy):
     assert enlarged(make_policy(scores=True), 3).module.score_head.weight.abs().max() > 0.1
+
+
+def test_the_gradient_is_that_of_transformers_own_classifier(make_policy, tmp_path):
+    policy = make_policy(scores=True)
+    policy.export(tmp_path / "export")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
+    chosen, rejected = (*LONG, 31, 4, 15, 2), (*LONG, 7, 2)
+    pad = plain.config.pad_token_id
+    ids = tensor([chosen, [*rejected, *[pad] * (len(chosen) - len(rejected))]])
+    theirs = plain(input_ids=ids, attention_mask=(ids != pad).long()).logits[:, 0]
+    (-torch.nn.functional.logsigmoid(theirs[0] - theirs[1])).backward()
+    rows = Rows([LONG, LONG], [chosen[len(LONG) :], rejected[len(LONG) :]], [(True,) * 4, (True,) * 2], [1.0, 1.0])
+    out = policy.statistics(rows, 4, scores=True, logprobs=False)
+    mask = tensor([[True] * 4, [True, True, False, False]])
+    batch = Batch([None] * 2, out | {"loss_mask": mask, "margins": torch.zeros(2)}, tensor([[0, 1]]))
+    call(bradley_terry, batch).values.sum().backward()
+    found, expected = dict(policy.model.model.named_parameters()), dict(plain.model.named_parameters())
+    assert found.keys() == expected.keys()
+    for name, parameter in expected.items():
+        assert_close(found[name].grad, parameter.grad, rtol=1e-4, atol=1e-5)
+    assert_close(policy.module.score_head.weight.grad, plain.score.weight.grad, rtol=1e-4, atol=1e-5)

@@ -180,7 +180,6 @@ def test_the_same_attack_succeeds_without_a_sandbox(attack, world):
 
 def test_the_suite_is_large_enough():
     assert len(ATTACKS) >= 40 and sum(attack.get("control", False) for attack in ATTACKS) >= 20
-    print(f"\n{len(ATTACKS)} attacks on each tier, escapes 0/{len(ATTACKS)}")
 
 
 @pytest.mark.parametrize("tier", TIERS)

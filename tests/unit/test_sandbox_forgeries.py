@@ -105,4 +105,3 @@ def test_the_same_program_passes_where_test_and_program_share_a_process(forgery)
 
 def test_the_suite_is_large_enough():
     assert len(FORGERIES) >= 20 and sum(one.get("naive", False) for one in FORGERIES) >= 10
-    print(f"\nforgeries 0/{len(FORGERIES)}")
