@@ -1,4 +1,4 @@
-# make setup | demo | test | learn | faults | bench | lint.  Everything runs in .venv; a second `make setup` does nothing.
+# make setup | demo | test | learn | audit | faults | bench | lint.  Everything runs in .venv; a second `make setup` does nothing.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ WORKERS ?= 2
 # one thread each: several processes on few cores spin against each other otherwise
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test learn faults bench lint
+.PHONY: setup demo test learn audit faults bench lint
 
 setup: $(INSTALLED)
 
@@ -40,6 +40,12 @@ learn: setup
 
 faults: setup
 	FAULTS=$${FAULTS:-1000} $(PYTEST) tests/integration/test_pool_faults.py --durations=5
+
+# every built-in scorer that has right answers to give; reasoning_gym needs its extra
+audit: setup
+	@for scorer in $$($(BIN)/python -c 'import reward_models as r; print(*(k for k, v in r.EXAMPLES.items() if ":" in v))'); do \
+		$(BIN)/llmrl score audit $$scorer || failed="$$failed $$scorer"; echo; \
+	done; test -z "$$failed" || { echo "not passed:$$failed"; exit 1; }
 
 bench: setup
 	$(BIN)/python benchmarks/vs_trl.py

@@ -53,7 +53,9 @@ def main() -> None:
             right, errors = sum(one.value == 1 for one in scores), sum(one.error is not None for one in scores)
             tiers = ", ".join(sorted({one.evidence["tier"] for one in scores if one.error is None}))
             rounds = ", ".join(f"{s:.1f}" for s in seconds)
-            print(f"| {name} | {right}/{len(scores)} | {errors} | {min(seconds):.1f} | {rounds} | {tiers} |", flush=True)
+            print(
+                f"| {name} | {right}/{len(scores)} | {errors} | {min(seconds):.1f} | {rounds} | {tiers} |", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/learned_rewards.py order|human|steps [--data FILE] [--seeds 0 1 2] [--out runs/learned_rewards]
 
-order: pairs of words of which the one with more a's is chosen. human: pairs of Anthropic's harmless dialogues (--data),
-five folds, each judged by a model that has not seen it. steps: a policy that adds in two lines and is often wrong, labels
-from eight completions of every prefix of its own solutions, and process reward models fitted to them.
+order: pairs of words of which the one with more a's is chosen. human: pairs of Anthropic's harmless dialogues (--data) in
+five folds, four of them judged by a model that has not seen them. steps: a policy that adds in two lines and is often
+wrong, labels from eight completions of every prefix of its own solutions, process reward models fitted to them.
 One thread each; `llmrl train` runs in this process.
 """
 
@@ -70,35 +70,46 @@ def order(out: Path, seed: int) -> float:
         "reward_model.yaml", out, f"order-{seed}", seed=seed,
         data__source=write(out / f"order-{seed}.jsonl", pairs[500:]), data__format="pairs",
         evaluation__held_out__data__source=test, evaluation__held_out__data__format="pairs",
-        training__steps=150, training__learning_rate=3e-3,
+        training__steps=150, training__weight_decay=0.1,
     )  # fmt: skip
     return metrics["eval/held_out/accuracy"]
 
 
 def human(out: Path, data: Path, seed: int) -> tuple[int, int]:
-    """(right, all) held-out pairs over the folds. Frequent words of a fold's training part are one token each."""
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    """(right, all) held-out pairs of the folds after the first, on which the settings were chosen.
+
+    Of a dialogue only the last question and its two answers are read. Frequent words of a fold's training part are one
+    token each.
+    """
+    rows = [last_exchange(json.loads(line)) for line in data.read_text().splitlines()]
     random.Random(seed).shuffle(rows)
     right = total = 0
     size = len(rows) // FOLDS
-    for fold in range(FOLDS):
+    for fold in range(1, FOLDS):
         test, rest = rows[fold * size : (fold + 1) * size], rows[: fold * size] + rows[(fold + 1) * size :]
         seen: Counter[str] = Counter()
         for row in rest:
             for side in ("chosen", "rejected"):
-                seen.update(set(re.findall(r" [A-Za-z']+", row[side].rpartition("Assistant:")[2])))
+                seen.update(set(re.findall(r" [A-Za-z']+", " " + row[side])))
         _, metrics = trained(
             "reward_model.yaml", out, f"human-{seed}-{fold}", seed=seed,
-            data__source=write(out / f"human-{seed}-{fold}.jsonl", rest),
+            data__source=write(out / f"human-{seed}-{fold}.jsonl", rest), data__format="pairs",
             evaluation__held_out__data__source=write(out / f"human-{seed}-{fold}-test.jsonl", test),
-            evaluation__held_out__every=0,
+            evaluation__held_out__data__format="pairs", evaluation__held_out__every=0,
             model__make__added=[word for word, _ in seen.most_common(400) if len(word) > 2],
-            training__steps=100, training__learning_rate=3e-3, training__weight_decay=1.0,
         )  # fmt: skip
-        refused = int(metrics["eval/held_out/refused"])
-        right += round(metrics["eval/held_out/accuracy"] * (size - refused))
-        total += size - refused
+        judged = len(test) - int(metrics["eval/held_out/refused"])
+        right += round(metrics["eval/held_out/accuracy"] * judged)
+        total += judged
     return right, total
+
+
+def last_exchange(row: dict[str, str]) -> dict[str, Any]:
+    """A pair of dialogue strings cut to the last question and the two answers."""
+    before, _, chosen = row["chosen"].rpartition("\n\nAssistant:")
+    question = before.rpartition("\n\nHuman:")[2].strip()
+    rejected = row["rejected"].rpartition("\n\nAssistant:")[2]
+    return {"prompt": [{"role": "user", "content": question}], "chosen": chosen.strip(), "rejected": rejected.strip()}
 
 
 def steps(out: Path, seed: int, kinds: Sequence[str]) -> dict[str, Any]:

@@ -133,8 +133,9 @@ def get(kind: str, name: str) -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))  # a user's own module stands in the working directory
     try:
         value: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise CatalogError(f"{singular(kind)} {name!r}: cannot import {module_name}: {error}.") from error
+    except Exception as error:  # whatever the module does when it is imported
+        kind_of = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise CatalogError(f"{singular(kind)} {name!r}: cannot import {module_name}: {kind_of}{error}.") from error
     for step in attribute.split("."):
         if not hasattr(value, step):
             public = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []

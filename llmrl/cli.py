@@ -68,9 +68,9 @@ def parser() -> CommandParser:
         "--data", metavar="SOURCE", help="audit: rows with references, instead of the scorer's own examples"
     )
     score.add_argument("--oracle", metavar="MODULE:FUNCTION", help="audit: writes a right response to a Prompt")
-    score.add_argument("--full", type=float, default=1.0, help="audit: marks of a right answer")
-    score.add_argument("--none", type=float, default=0.0, help="audit: the most that an attack may get")
-    score.add_argument("--limit", type=int, default=50, metavar="N", help="audit: rows of --data")
+    score.add_argument("--full", type=float, help="audit: marks of a right answer; 1")
+    score.add_argument("--none", type=float, help="audit: the most that an attack may get; 0")
+    score.add_argument("--limit", type=int, metavar="N", help="audit: rows of --data; 50")
     command("demo", "train the quickstart: supervised, then reinforced, on a CPU in minutes", overrides=True)
     return top
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from llmrl.errors import CatalogError, LlmrlError, ScoringError
 
 QUICKSTART = "quickstart"
+# what only `llmrl score audit` takes, with defaults; what only `llmrl score FILE` takes
+AUDIT_ONLY = {"data": None, "oracle": None, "full": 1.0, "none": 0.0, "limit": 50}
+FILE_ONLY = {"bench": "--bench", "scorers": "--scorer", "protocol": "--protocol", "out": "--out"}
 
 
 def run_train(arguments: Namespace, overrides: list[str]) -> None:
@@ -105,8 +108,13 @@ def run_score(arguments: Namespace, overrides: list[str]) -> None:
     if arguments.target == "audit":
         if arguments.scorer is None:
             raise LlmrlError("llmrl score audit: no scorer. Name one; `llmrl list scorers` shows them.")
+        if given := [word for key, word in FILE_ONLY.items() if getattr(arguments, key)]:
+            raise LlmrlError(f"`llmrl score audit` takes no {', '.join(given)}; options of the scorer are <option>=….")
         audit_scorer(arguments, overrides)
         return
+    if given := [f"--{key}" for key in AUDIT_ONLY if getattr(arguments, key) is not None]:
+        more = " Write data.limit=N for the first rows of a data file." if "--limit" in given else ""
+        raise LlmrlError(f"{', '.join(given)}: only `llmrl score audit SCORER` takes that.{more}")
     from llmrl import api
 
     words = [arguments.scorer, *overrides] if arguments.scorer else overrides
@@ -131,8 +139,9 @@ def audit_scorer(arguments: Namespace, overrides: list[str]) -> None:
     from llmrl.recipe_file import parse_overrides
     from llmrl.scoring import make_scorer, score
 
+    asked = {k: v if (v := getattr(arguments, k)) is not None else default for k, default in AUDIT_ONLY.items()}
     options = parse_overrides(overrides).values
-    rows = {"limit": arguments.limit} | options.pop("data", {})
+    rows = {"limit": asked["limit"]} | options.pop("data", {})
     rows |= {"source": arguments.data} if arguments.data else {}
     example = None if "source" in rows else oracles.stored_example(arguments.scorer)
     scorer = make_scorer({"name": arguments.scorer} | dict(example.options if example else {}) | options)
@@ -143,7 +152,7 @@ def audit_scorer(arguments: Namespace, overrides: list[str]) -> None:
 
         if example is None:
             oracle = catalog.get("scorers", arguments.oracle) if arguments.oracle else None
-            marks = {"full": arguments.full, "none": arguments.none}
+            marks = {"full": asked["full"], "none": asked["none"]}
             example = oracles.example_of(scorer.name, oracles.data_of(rows), judge, oracle=oracle, **marks)
         found = audit(scorer.name, example, judge)
     print(found)

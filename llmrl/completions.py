@@ -15,7 +15,7 @@ from llmrl.config import Data
 from llmrl.data.columns import identity
 from llmrl.data.formats import to_prompt
 from llmrl.data.read import Row, read_rows
-from llmrl.errors import DataError, LlmrlError
+from llmrl.errors import DataError, LlmrlError, RecipeError
 from llmrl.evaluation import Benchmark, record
 from llmrl.problems import validated
 from llmrl.recipe_tree import Tree, overlay
@@ -101,6 +101,9 @@ def read_groups(path: Path, benchmark: Benchmark | None = None, data: dict[str, 
         with path.open("rb") as file:
             first = as_row(file.readline())
         if first.get("llmrl") == KIND or {"prompt_id", "text"} <= set(first):
+            if data:
+                keys = ", ".join(f"data.{key}" for key in data)
+                raise RecipeError(f"{keys}: {path} was written by llmrl and is read as it stands. Leave that out.")
             yield from own_groups(path)
             return
     yield from foreign_groups(path, benchmark, data or {})
@@ -118,10 +121,27 @@ def as_row(line: bytes) -> Row:
 def own_groups(path: Path) -> Iterator[Group]:
     """The groups of a file that llmrl wrote, without holding all of it in memory."""
     with path.open("rb") as file:
-        rows = (json.loads(line) for line in file if line.endswith(b"\n"))
-        answers = (row for row in rows if "llmrl" not in row)
+        rows = (own_row(path, number, line) for number, line in enumerate(file, 1))
+        answers = (row for row in rows if row is not None)
         for _, some in itertools.groupby(answers, key=asked):
             yield group_of(list(some))
+
+
+def own_row(path: Path, number: int, line: bytes) -> Row | None:
+    """A stored answer; None for a header, a blank line and a last line that was torn. Raises DataError for another."""
+    try:
+        row = json.loads(line) if line.strip() else {"llmrl": None}
+    except ValueError as error:
+        if not line.endswith(b"\n"):
+            return None
+        raise DataError(f"{path}, line {number}: not JSON: {error}. Mend or remove that line.") from error
+    if isinstance(row, dict) and "llmrl" in row:
+        return None
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt_id", "text")):
+        raise DataError(
+            f"{path}, line {number}: no stored answer; expected prompt_id and text, both strings. Mend or remove that line."
+        )
+    return row
 
 
 def group_of(rows: list[Row]) -> Group:

@@ -9,9 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limits:
-    """seconds: wall time of one call; None: the recipe's scoring.timeout. memory_gb: private memory of the process; None:
-    no limit. workers: processes at most; None: the recipe's scoring.workers. confined: the process may neither open
-    sockets, nor write files, nor start programs. preload: modules imported once, before the processes are forked.
+    """seconds: wall time of one call; None: the recipe's scoring.timeout. memory_gb: private memory that the process may
+    take beyond its imports; None: no limit. workers: processes at most; None: the recipe's scoring.workers. confined: the
+    process may neither open sockets, nor write files, nor start programs. preload: modules imported once, before the
+    processes are forked.
     """
 
     seconds: float | None = None

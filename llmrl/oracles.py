@@ -34,9 +34,11 @@ def stored_examples() -> dict[str, str]:
 
 
 def stored_example(name: str) -> Example:
-    """The example that comes with a scorer. Raises ScoringError where there is none, or it says why it can have none."""
+    """The example that comes with a scorer. Raises ScoringError where there is none, or it says why it can have none,
+    CatalogError for an unknown scorer."""
     path = stored_examples().get(name)
     if path is None:
+        catalog.get("scorers", name)  # a name that does not exist has its own message
         raise ScoringError(f"no examples come with scorer {name}. Give rows with references: --data FILE_OR_SOURCE.")
     if ":" not in path:
         raise ScoringError(f"scorer {name} has no audit of its own: {path}")

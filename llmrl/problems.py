@@ -48,6 +48,8 @@ def explain(error: ValidationError, value: Any) -> Iterator[Problem]:
             yield Problem(keys, "", unknown=True)
         elif found["type"] == "secret":  # a validator's own: the value is not to be shown
             yield Problem(keys, found["msg"])
+        elif found["type"] == "value_error":  # a validator's own, with the value in it
+            yield Problem(keys, str(found["ctx"]["error"]))
         else:
             expected = EXPECTED.get(found["type"], found["msg"].removeprefix("Input should be "))
             wrong.setdefault(keys, (inner, []))[1].append(expected)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from llmrl.errors import LlmrlError
 from llmrl.evaluation import Evaluation, Judged, is_right, judge, judged, measured
 from llmrl.ops.intervals import Interval, mcnemar, paired
 from llmrl.pool import Pool
-from llmrl.scoring import make_scorers
-from llmrl.tracking.jsonl import append_lines, plain, read_lines, write_text
+from llmrl.scoring import Scorer, make_scorers
+from llmrl.tracking.jsonl import append_lines, plain, read_lines, write_lines, write_text
 from llmrl.tracking.text import percent
 from llmrl.types import Group
 
@@ -46,25 +46,50 @@ def judge_into(
 ) -> Result:
     """The answers of `source` judged, verdicts kept in folder/scores.jsonl; one that was cut short is gone on with.
 
-    name: of what was measured. Verdicts of other scorers, or of another state of `source`, are replaced: judging again
-    takes no model.
+    name: of what was measured. Verdicts of other scorers, of another text of a scorer's own file, or of another state of
+    `source`, are replaced: judging again takes no model. Groups with an error are judged again.
     """
     path, made = folder / "scores.jsonl", make_scorers(scorers)
-    header = {"llmrl": KIND, "name": name, "setting": {"scorers": list(scorers), "answers": digest(source)}}
+    setting = {"scorers": list(scorers), "answers": digest(source), "code": code_of(made)}
+    header = {"llmrl": KIND, "name": name, "setting": setting}
     if (old := read_lines(path)) and old[0].get("setting") != plain(header["setting"]):
         path.unlink()
-    done = resume(path, header)
+    whole = resume(path, header)
+    done = {some[0]["group"]: some for some in whole if not any(failed(row) for row in some)}
+    if len(done) < len(whole):
+        write_lines(path, [header, *(row for some in done.values() for row in some)])
     names = [field.name for field in fields(Judged)]
-    verdicts = [Judged(**{name: row[name] for name in names}) for some in done for row in some]
-    for number, group in enumerate(judge(itertools.islice(groups, len(done), None), made, pool), len(done)):
+    verdicts = {n: [Judged(**{name: row[name] for name in names}) for row in some] for n, some in done.items()}
+    left: list[int] = []  # numbers of the groups handed to the scorers, in order
+
+    def missing() -> Iterator[Group]:
+        for number, group in enumerate(groups):
+            if number not in done:
+                left.append(number)
+                yield group
+
+    for place, group in enumerate(judge(missing(), made, pool)):
+        number = left[place]
         found = judged(group, made[0].name)
         rows = [
             asdict(one) | {"sample": i, "samples": len(found), "group": number, "scores": scores}
             for i, (one, scores) in enumerate(zip(found, map(as_plain, group.scores), strict=True))
         ]
         append_lines(path, rows)
-        verdicts += found
-    return Result(label_of(scorers), verdicts, measured(verdicts))
+        verdicts[number] = found
+    ordered = [one for number in sorted(verdicts) for one in verdicts[number]]
+    return Result(label_of(scorers), ordered, measured(ordered))
+
+
+def failed(row: Row) -> bool:
+    """Whether a scorer could not judge a stored verdict's answer."""
+    return any(one["error"] for one in row["scores"].values())
+
+
+def code_of(scorers: Sequence[Scorer]) -> list[str]:
+    """The digest of the file that each scorer is defined in; '' without one."""
+    files = [getattr(sys.modules.get(one.source.path.partition(":")[0]), "__file__", None) for one in scorers]
+    return [digest(Path(file)) if file else "" for file in files]
 
 
 def as_plain(scores: dict[str, Any]) -> Row:

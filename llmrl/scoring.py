@@ -253,12 +253,12 @@ def refuse(found: Sequence[Faults], config: Scoring) -> None:
     if errors and config.on_error == "fail":
         name, prompt, reason = errors[0]
         raise ScoringError(
-            f"scorer {name} failed on prompt {prompt}: {reason}. Mend the scorer, or set scoring.on_error to drop."
+            f"scorer {name} failed on prompt {prompt}: {reason.rstrip('.')}. Mend the scorer, or set scoring.on_error to drop."
         )
     rollouts, failed = sum(one.rollouts for one in found), sum(one.failed for one in found)
     if failed > config.max_error_share * rollouts:
         (name, reason), times = Counter((name, reason) for name, _, reason in errors).most_common(1)[0]
         raise ScoringError(
             f"{failed} of {rollouts} rollouts could not be scored; scoring.max_error_share allows "
-            f"{config.max_error_share:g}. Most often ({times} times) scorer {name}: {reason}. Mend the scorer."
+            f"{config.max_error_share:g}. Most often ({times} times) scorer {name}: {reason.rstrip('.')}. Mend the scorer."
         )

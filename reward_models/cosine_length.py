@@ -9,7 +9,7 @@ from llmrl.ops.lengths import cosine
 from llmrl.types import Prompt, Rollout, Score
 from reward_models.length import written
 from reward_models.math_answer import math_answer
-from reward_models.mathematics.protocols import DEFAULT
+from reward_models.mathematics.protocols import DEFAULT, ProtocolName
 
 
 @limits(**vars(math_answer.limits))
@@ -23,7 +23,7 @@ def cosine_length(
     wrong_short: float = -10.0,
     wrong_long: float = 0.0,
     exceeded: float = -10.0,
-    protocol: str = DEFAULT,
+    protocol: ProtocolName = DEFAULT,
 ) -> Score:
     """The cosine reward: right answers earn more when short, wrong ones lose less when long (arXiv:2502.03373, section 4.2).
 

@@ -7,11 +7,11 @@ from collections import Counter
 from llmrl.limits import limits
 from llmrl.types import Group, Score
 from reward_models.mathematics.classes import classes_of
-from reward_models.mathematics.protocols import DEFAULT, protocol_of, written
+from reward_models.mathematics.protocols import DEFAULT, ProtocolName, protocol_of, written
 
 
 @limits(seconds=60.0, memory_gb=0.5, confined=True, preload=("math_verify", "math_verify.grader", "math_verify.parser"))
-def majority_vote(group: Group, *, protocol: str = DEFAULT) -> list[Score]:
+def majority_vote(group: Group, *, protocol: ProtocolName = DEFAULT) -> list[Score]:
     """1.0 for every rollout if the answer that most of its siblings gave is right, else 0.0 (maj@k).
 
     protocol: as in math_answer; it also says which answers are the same. Ties go to the answer given first. A group

@@ -6,13 +6,13 @@ from typing import Any
 
 from llmrl.limits import limits
 from llmrl.types import Prompt, Rollout, Score
-from reward_models.mathematics.protocols import DEFAULT, final_part, protocol_of, written
+from reward_models.mathematics.protocols import DEFAULT, ProtocolName, final_part, protocol_of, written
 
 SHOWN = 200  # characters of an answer kept in the record
 
 
 @limits(seconds=3.0, memory_gb=0.5, confined=True, preload=("math_verify", "math_verify.grader", "math_verify.parser"))
-def math_answer(prompt: Prompt, rollout: Rollout, *, protocol: str = DEFAULT) -> Score:
+def math_answer(prompt: Prompt, rollout: Rollout, *, protocol: ProtocolName = DEFAULT) -> Score:
     """1.0 if the final answer equals prompt.reference under the protocol, else 0.0.
 
     protocol: how the answer is found and when it is equal, a name out of reward_models.mathematics.protocols.PROTOCOLS.

@@ -12,6 +12,7 @@ from typing import Any
 from llmrl import catalog
 from llmrl.config import Data
 from llmrl.errors import DataError, nearest
+from llmrl.options import typed
 
 Row = dict[str, Any]
 LOADERS = {".jsonl": None, ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # suffix -> builder of `datasets`
@@ -61,6 +62,11 @@ def generated(named: dict[str, Any], *, split: str, seed: int) -> Iterator[Row]:
             hint = f"{nearest(key, known)} Options: {', '.join(known)}."
             raise DataError(f"data.source: {key} is not an option of {named['name']}.{hint}")
     defaults = {key: value for key, value in {"seed": seed, "split": split}.items() if key in known}
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in defaults | options:
+            raise DataError(f"data.source.{key} is missing: {named['name']} has no default for it.")
+        if key in options and (problems := typed(parameter.annotation, options[key], f"data.source.{key}")[1]):
+            raise DataError(problems[0])
     return iter(make(**(defaults | options)))
 
 

@@ -109,8 +109,9 @@ class Pool:
         """Have the modules imported, without waiting for it."""
         new = [m for m in dict.fromkeys(modules) if m not in self.preloaded]
         if new:
-            self._send("preload", new)
-            self.preloaded.update(new)
+            with contextlib.suppress(Lost):  # whoever needs a process next finds that out, and starts anew
+                self._send("preload", (new, LEARNING))
+                self.preloaded.update(new)
 
     def judge(self, calls: Sequence[Call]) -> list[Outcome]:
         """What each call gave, in their order. A call that raises, hangs or ends its process gives the reason.
@@ -219,6 +220,8 @@ class Round:
         with self.selector:
             for worker in self.pool.staff:
                 self.selector.register(worker.connection, selectors.EVENT_READ, worker)
+            for dead, _ in self.selector.select(0):  # between two rounds a living process has nothing to say
+                self.take(dead.data)
             while any(outcome is None for outcome in self.outcomes):
                 self.hand_out()
                 busy = [worker for worker in self.pool.staff if worker.todo]
@@ -262,7 +265,7 @@ class Round:
         for place in chunk:
             try:
                 jobs.append((place, packed_groups(self.calls[place].groups)))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 self.outcomes[place] = f"{type(error).__name__}: {error}"
         if not jobs:
             return
@@ -318,8 +321,13 @@ class Round:
         if self.calls[left[0]].together and len(left) > 1 and not worker.learning:
             self.alone.update(left)  # any of them may have done it
         else:
-            self.outcomes[left[0]] = reason or death(status)
-            left = left[1:]
+            key, queue = self.calls[left[0]].key, self.waiting[worker.limits]
+            spent = {p for p in (*left, *queue) if self.calls[p].key == key} if worker.learning else {left[0]}
+            for place in spent:  # a scorer that cannot be imported is not tried again for each of its calls
+                self.outcomes[place] = reason or death(status)
+                if place in queue:
+                    queue.remove(place)
+            left = [place for place in left if place not in spent]
         self.waiting[worker.limits].extendleft(reversed(left))
 
 

@@ -14,6 +14,7 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from llmrl import calls, confinement
@@ -37,6 +38,7 @@ def serve(connection: socket.socket, limits: Limits) -> None:
     while (message := receive(connection)) is not None:
         kind, key, *rest = marshal.loads(message)  # noqa: S302 - from the trainer
         if kind == "learn":
+            limit_cpu(math.inf)  # what the last call was allowed is not for importing
             try:
                 functions[key] = made(*rest)
             except BaseException as error:  # noqa: BLE001 - a module may do anything when it is imported
@@ -56,7 +58,9 @@ def serve(connection: socket.socket, limits: Limits) -> None:
 def confine(limits: Limits) -> None:
     """Put the limits on this process, after everything is imported."""
     if limits.memory_gb is not None:
-        size = int(limits.memory_gb * 1024**3)
+        with open("/proc/self/statm") as file:  # the imports of every scorer came with the fork
+            held = int(file.read().split()[5]) * resource.getpagesize()
+        size = held + int(limits.memory_gb * 1024**3)
         # of what is written, not of address space: GPU libraries reserve much more of that than they ever use
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (size if hard < 0 else min(size, hard), hard))
@@ -79,6 +83,7 @@ def made(source: str, code: bytes, options: dict[str, Any]) -> Callable:
 def run(connection: socket.socket, function: Callable, shape: str, seconds: float, jobs: list) -> None:
     """Answer every job of one message; those of an asynchronous scorer together."""
     if calls.is_async(function):
+        limit_cpu(math.inf)
         with contextlib.suppress(ConnectionError):
             asyncio.run(run_together(connection, function, shape, seconds, jobs))
         return
@@ -106,7 +111,15 @@ async def run_together(connection: socket.socket, function: Callable, shape: str
         else:
             answer(connection, id, scores)
 
+    asyncio.get_running_loop().set_default_executor(Unawaited())
     await asyncio.gather(*(one(*job) for job in jobs))
+
+
+class Unawaited(ThreadPoolExecutor):
+    """Threads that the end of the loop does not wait for: a late call may sit in one for ever."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
 
 
 async def contained(coroutine: Coroutine) -> Any:
@@ -118,10 +131,13 @@ async def contained(coroutine: Coroutine) -> Any:
 
 
 def limit_cpu(seconds: float) -> None:
-    """A process that has used more CPU than the call's wall time allows is ended by the system."""
+    """A process that has used more CPU than the call's wall time allows is ended by the system. Infinity: no limit."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    soft = math.ceil(used.ru_utime + used.ru_stime + seconds) + 2
+    if seconds == math.inf:
+        soft = hard
+    else:
+        soft = math.ceil(used.ru_utime + used.ru_stime + seconds) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
 
 

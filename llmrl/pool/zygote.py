@@ -45,7 +45,7 @@ def main(descriptor: int) -> None:
             break
         verb, argument = marshal.loads(data)  # noqa: S302 - from the trainer
         if verb == "preload":
-            answer = preload(argument)
+            answer = preload(*argument)
         elif verb == "fork":
             gc.freeze()
             connection = socket.socket(fileno=descriptors[0])
@@ -70,14 +70,20 @@ def main(descriptor: int) -> None:
     end_strays(set())
 
 
-def preload(modules: list[str]) -> dict[str, str]:
-    """Import them; what could not be imported is left to the process that needs it, which says why."""
+def preload(modules: list[str], seconds: float) -> dict[str, str]:
+    """Import them; what could not be imported is left to the process that needs it, which says why.
+
+    The system ends this process when that takes longer: nobody else would, were the trainer gone.
+    """
     failed = {}
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     for module in modules:
         try:
             importlib.import_module(module)
         except BaseException as error:  # noqa: BLE001 - a module may do anything when it is imported
             failed[module] = repr(error)[:300]
+    signal.setitimer(signal.ITIMER_REAL, 0)
     return failed
 
 

@@ -18,6 +18,7 @@ from llmrl.recipe import Recipe, resolve
 from llmrl.recipe_file import parse_overrides
 from llmrl.recipe_tree import Tree, overlay
 from llmrl.run import Measurement, fitted, make_engine, measurement
+from llmrl.scoring import make_scorers
 from llmrl.training.provenance import facts_of, setting_of, short, slug
 from llmrl.types import Prompt
 
@@ -59,6 +60,8 @@ def evaluate_model(target: str, benchmarks: list[str], overrides: list[str], out
     if isinstance(sampler.engine, dict) and not isinstance(sampler.engine.get("name"), str):
         raise RecipeError(f"engine: {sampler.engine} has no name. Write engine={{name: transformers, <option>: ...}}.")
     asked = what_to_measure(target, run, benchmarks, tree)
+    for one in asked:  # a wrong scorer or option is refused before the model loads
+        make_scorers(one.config.scorers)
     path = str(folder / "final") if run else target
     model = Model(path=path)
     if run:

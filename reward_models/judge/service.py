@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from typing import (
@@ -35,6 +36,8 @@ def variable(name: str) -> str:
             "found something else than the name of an environment variable, such as JUDGE_API_KEY. Put the key into a "
             "variable and name it here: keys never stand in a recipe."
         )
+    if name not in os.environ:
+        raise hidden(f"names {name}, which the environment does not have. Export it.")
     return name
 
 

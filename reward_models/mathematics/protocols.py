@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator
 
 from llmrl.errors import nearest
 from reward_models import equivalence
@@ -35,6 +37,15 @@ def protocol_of(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise ValueError(f"no protocol named {name!r}.{nearest(name, PROTOCOLS)} Known: {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]
+
+
+def known(name: str) -> str:
+    """The name of a protocol. Raises ValueError with the nearest one for an unknown name."""
+    protocol_of(name)
+    return name
+
+
+ProtocolName = Annotated[str, AfterValidator(known)]  # an option of this type is checked before anything loads
 
 
 def written(reference: Any) -> str:

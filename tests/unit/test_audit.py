@@ -205,5 +205,16 @@ def test_the_command_prints_the_table_and_fails_with_the_scorer(capsys, tmp_path
     assert "FAIL" in told.out and "ScoringError: lax failed wrong, empty" in told.err
     assert cli.main(["score", "audit", "mine:lax"]) == 2
     assert "--data" in capsys.readouterr().err
+    (tmp_path / "torn.py").write_text("def f(:\n")
+    for words, said in [
+        (["audit", "mathanswer"], "Did you mean math_answer?"),
+        (["audit", "mine:lex"], "Did you mean lax?"),
+        (["audit", "torn:f"], "cannot import torn: SyntaxError"),
+        (["audit", "math_answer", "protocol=minervaa"], "Did you mean minerva?"),
+        (["audit", "math_answer", "--bench", "gsm8k"], "takes no --bench"),
+        (["rows.jsonl", "--scorer", "math_answer", "--limit", "3"], "data.limit=N"),
+    ]:
+        assert cli.main(["score", *words]) == 2
+        assert said in capsys.readouterr().err
     assert cli.main(["score", "audit", "math_answer", "--data", "addition", "data.limt=3"]) == 2
     assert "data.limt" in capsys.readouterr().err

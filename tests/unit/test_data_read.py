@@ -87,6 +87,10 @@ def test_a_catalog_source_by_name():
 def test_a_misspelt_option_of_a_source():
     with pytest.raises(DataError, match="sise is not an option of addition. Did you mean size"):
         read_rows(Data(source={"name": "addition", "sise": 7}), seed=0)
+    with pytest.raises(DataError, match="data.source.task is missing: reasoning_gym has no default for it"):
+        read_rows(Data(source={"name": "reasoning_gym"}), seed=0)
+    with pytest.raises(DataError, match="data.source.size: found 'ten' .a string., expected a whole number"):
+        read_rows(Data(source={"name": "addition", "size": "ten"}), seed=0)
     with pytest.raises(DataError, match="no 'name', only size"):
         read_rows(Data(source={"size": 7}), seed=0)
     with pytest.raises(CatalogError, match="Did you mean addition"):

@@ -1,7 +1,9 @@
 """`llmrl eval` and `llmrl score`: answers on disk, resumed, judged again, compared."""
 
+import importlib
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -133,6 +135,11 @@ def test_wrong_overrides_are_named(model, words, message):
         api.evaluate(model, ["gsm8k"], words)
 
 
+def test_a_wrong_scorer_is_refused_before_the_model_is_looked_for(rows):
+    with pytest.raises(RecipeError, match="scorers.math_answer.protocl is not an option"):
+        api.evaluate("nowhere", [TOY], [rows, "scorers=[{name: math_answer, protocl: x}]"])
+
+
 def test_one_source_for_two_benchmarks_is_refused(model, rows):
     with pytest.raises(RecipeError, match="Say whose it is: gsm8k.data.source=FILE"):
         api.evaluate(model, ["gsm8k", "math500"], [rows])
@@ -192,10 +199,10 @@ def test_protocols_differ_on_the_same_answers(tmp_path):
     shares = {line.split()[0]: line.split()[1] for line in said.splitlines()[2:5]}
     assert shares == {"llmrl/boxed@1": "66.7", "gsm8k/strict": "33.3", "gsm8k/flexible": "100.0"}
     assert json.loads((tmp_path / "o/gsm8k_strict/results.json").read_text())["protocol"] == "gsm8k/strict"
-    said = api.score(file, scorers=["math_answer"], protocols=["gsm8k/strikt"], overrides=[columns])
-    assert (
-        "nothing could be judged: 3 errors" in said and "3 times: ValueError: no protocol named 'gsm8k/strikt'" in said
-    )
+    with pytest.raises(
+        RecipeError, match="math_answer.protocol: no protocol named 'gsm8k/strikt'. Did you mean gsm8k/strict"
+    ):
+        api.score(file, scorers=["math_answer"], protocols=["gsm8k/strikt"], overrides=[columns])
 
 
 def test_rows_of_other_toolkits_are_read(tmp_path):
@@ -273,6 +280,52 @@ def test_judging_that_was_cut_short_goes_on(model, rows, tmp_path, monkeypatch):
         assert len(seen) == 6 and found.numbers.num == 20 and found.numbers.accuracy == 0.5  # five and the kill
         assert judged([WORD]) == found and len(seen) == 6
         assert judged(["format_tags"]).numbers.accuracy == 0 and len(seen) == 11
+
+
+def test_a_mended_scorer_and_a_service_that_is_back_judge_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file, mine = tmp_path / "rows.jsonl", tmp_path / "mended_scorer.py"
+    file.write_text('{"prompt": "a", "completion": "up"}\n{"prompt": "b", "completion": "down"}\n')
+    text = "from pathlib import Path\nfrom llmrl.types import Score\n\n\ndef mine(prompt, rollout):\n"
+    failing = "    if not Path(rollout.text).exists():\n        raise RuntimeError('away')\n"
+    mine.write_text(f"{text}{failing}    return Score(0.0)\n")
+    (tmp_path / "up").touch()
+    assert "1 errors" in api.score(file, scorers=["mended_scorer:mine"], out="o")
+    (tmp_path / "down").touch()
+    said = api.score(file, scorers=["mended_scorer:mine"], out="o")
+    assert "accuracy 0.0 %" in said and "2 answers to 2 prompts" in said and "0 errors" in said
+    kept = read_lines(tmp_path / "o/scores.jsonl")
+    assert sorted(row["group"] for row in kept[1:]) == [0, 1]
+    mine.write_text(f"{text}    return Score(1.0)\n")
+    monkeypatch.delitem(sys.modules, "mended_scorer")
+    importlib.invalidate_caches()
+    assert "accuracy 100.0 %" in api.score(file, scorers=["mended_scorer:mine"], out="o")
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ('{"prompt_id"', "line 2: not JSON"),
+        ('{"foo": 1}', "line 2: no stored"),
+        ('{"prompt_id": "b", "text": 5}', "line 2: no"),
+    ],
+)
+def test_a_broken_line_of_our_own_files_is_named(tmp_path, line, said):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f'{{"prompt_id": "a", "prompt": "1+1?", "reference": "2", "text": "2"}}\n{line}\n')
+    with pytest.raises(LlmrlError, match=said):
+        api.score(file, scorers=[WORD])
+
+
+def test_a_last_answer_without_line_end_counts_and_a_torn_one_does_not(tmp_path):
+    file, answer = tmp_path / "rows.jsonl", '{"prompt_id": "%s", "prompt": "1+1?", "reference": "2", "text": "2"}'
+    file.write_text(f"{answer % 'a'}\n\n{answer % 'b'}")
+    assert len(list(completions.read_groups(file))) == 2
+    with pytest.raises(RecipeError, match="data.limit: .* is read as it stands"):
+        api.score(file, scorers=[WORD], overrides=["data.limit=1"])
+    file.write_text(f"{answer % 'a'}\n{answer[:20]}")
+    assert len(list(completions.read_groups(file))) == 1
 
 
 def scores(folder, values, scorers=("x",)):

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from llmrl.config import Scoring
 from llmrl.errors import CatalogError, RecipeError, ScoringError
-from llmrl.limits import limits
+from llmrl.limits import DEFAULT, limits
 from llmrl.pool import Pool
+from llmrl.pool.pool import Call, Source
 from llmrl.scoring import distinct, from_function, make_scorer, make_scorers, scorer, source_of, usable
 from llmrl.scoring import score as score_in
 from llmrl.types import Completion, Group, Prompt, Rollout, Score
@@ -444,6 +446,75 @@ def test_python_functions_that_share_a_name_or_cannot_be_sent_are_refused():
         from_function(lambda completions: [float(next(numbers)) for _ in completions])
     with pytest.raises(RecipeError, match="expected a function"):
         make_scorer("math:pi")
+
+
+def test_a_process_that_dies_between_two_rounds_costs_no_rollout():
+    with Pool(workers=1) as own:
+        for kill in (lambda: own.staff[0].pid, lambda: own.zygote.pid):
+            score_in([text_group("p", ["a"])], [as_scorer(length)], Scoring(), own)
+            os.kill(kill(), signal.SIGKILL)
+            time.sleep(0.2)
+            scored = score_in([text_group("p", ["a", "b"])], [as_scorer(length)], Scoring(on_error="fail"), own)
+            assert [one["judge"].value for one in scored[0].scores] == [1.0, 1.0]
+        own.zygote.kill()
+        own.zygote.wait()
+        own.start(["json.tool"])  # a module that the dead one has not imported
+        assert score_in([text_group("p", ["a"])], [as_scorer(length)], Scoring(), own)
+
+
+def test_a_late_call_that_sits_in_a_thread_delays_no_later_one():
+    async def judge(prompt, rollout):
+        if rollout.text == "hang":
+            await asyncio.to_thread(time.sleep, 20)
+        return Score(1.0)
+
+    config = Scoring(timeout=0.5, max_error_share=1.0)
+    with Pool(workers=1) as own:
+        for text, expected in (("hang", "no answer within 0.5 s"), ("a", 1.0)):
+            (group,) = score_in([text_group("p", [text])], [as_scorer(judge)], config, own)
+            assert (group.scores[0]["judge"].error or group.scores[0]["judge"].value) == expected
+
+
+def one_call(source, seconds=1.0, limits=DEFAULT):
+    rollout = Rollout(ids=(1,), text="a")
+    return Call(source, Source(source, b"", {}), "rollout", limits, seconds, ((Prompt("p", text="q"), (rollout,)),))
+
+
+def test_a_module_that_never_ends_importing_stops_nothing(tmp_path, monkeypatch):
+    (tmp_path / "endless_import.py").write_text("import time\nwhile True:\n    time.sleep(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("llmrl.pool.pool.LEARNING", 1.0)
+    start = time.monotonic()
+    with Pool(workers=1) as own:
+        own.start(["endless_import"])
+        late = "no answer within 1 s"
+        assert own.judge([one_call("endless_import:judge")] * 8) == [late] * 8
+    assert time.monotonic() - start < 8  # each was not waited for by itself
+
+
+def test_the_processor_time_of_a_call_is_not_held_against_a_later_import(tmp_path, monkeypatch):
+    spin = "import time\nwhile time.process_time() < 3.6:\n    pass\n"
+    (tmp_path / "slow_import.py").write_text(
+        spin + "from llmrl.types import Score\ndef judge(prompt, rollout):\n    return Score(1.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with Pool(workers=1) as own:
+        score_in([text_group("p", ["a"])], [as_scorer(length)], Scoring(timeout=0.1), own)
+        assert own.judge([one_call("slow_import:judge")]) == [[Score(1.0)]]
+
+
+def test_what_other_scorers_hold_in_memory_is_not_held_against_one(tmp_path, monkeypatch):
+    (tmp_path / "large_table.py").write_text("HELD = bytearray(600 << 20)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    @limits(memory_gb=0.25)
+    def judge(prompt, rollout):
+        return Score(float(len(bytearray(int(rollout.text) << 20)) >> 20))
+
+    with Pool(workers=1) as own:
+        own.start(["large_table"])
+        (group,) = score_in([text_group("p", ["100", "300"])], [as_scorer(judge)], TOLERANT, own)
+        assert [one["judge"].error or one["judge"].value for one in group.scores] == [100.0, "MemoryError"]
 
 
 def test_the_pool_ends_every_process_it_has_started():
