@@ -1,4 +1,4 @@
-"""Do reward models learn what they should? Orders, human preferences, steps of sums; prints docs/benchmarks.md's lines.
+"""Do reward models learn what they should? Orders, human preferences, steps of sums; prints docs/scoring.md's lines.
 
     python benchmarks/learned_rewards.py order|human|steps [--data FILE] [--seeds 0 1 2] [--out runs/learned_rewards]
 

@@ -136,6 +136,7 @@ def audit_scorer(arguments: Namespace, overrides: list[str]) -> None:
     from llmrl.audit import audit
     from llmrl.config import Scoring
     from llmrl.pool import Pool
+    from llmrl.problems import validated
     from llmrl.recipe_file import parse_overrides
     from llmrl.scoring import make_scorer, score
 
@@ -143,12 +144,14 @@ def audit_scorer(arguments: Namespace, overrides: list[str]) -> None:
     options = parse_overrides(overrides).values
     rows = {"limit": asked["limit"]} | options.pop("data", {})
     rows |= {"source": arguments.data} if arguments.data else {}
+    # a scorer that hangs is found out by a few calls, not after a minute for each of some thousand
+    settings = validated(Scoring, {"timeout": 5.0, "max_error_share": 1.0} | options.pop("scoring", {}), "scoring")
     example = None if "source" in rows else oracles.stored_example(arguments.scorer)
     scorer = make_scorer({"name": arguments.scorer} | dict(example.options if example else {}) | options)
     with Pool() as pool:
 
         def judge(groups):
-            return score(groups, [scorer], Scoring(max_error_share=1.0), pool)
+            return score(groups, [scorer], settings, pool)
 
         if example is None:
             oracle = catalog.get("scorers", arguments.oracle) if arguments.oracle else None

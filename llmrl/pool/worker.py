@@ -131,13 +131,16 @@ async def contained(coroutine: Coroutine) -> Any:
 
 
 def limit_cpu(seconds: float) -> None:
-    """A process that has used more CPU than the call's wall time allows is ended by the system. Infinity: no limit."""
+    """A process that has used more CPU than the call's wall time allows, on all its threads, is ended by the system.
+
+    Infinity: no limit.
+    """
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     if seconds == math.inf:
         soft = hard
     else:
-        soft = math.ceil(used.ru_utime + used.ru_stime + seconds) + 2
+        soft = math.ceil(used.ru_utime + used.ru_stime + seconds * len(os.sched_getaffinity(0))) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
 
 
