@@ -39,7 +39,7 @@ learn: setup
 	$(BIN)/python benchmarks/learn.py
 
 faults: setup
-	FAULTS=$${FAULTS:-1000} $(PYTEST) tests/integration/test_pool_faults.py --durations=5
+	FAULTS=$${FAULTS:-1000} $(PYTEST) tests/integration/test_pool_faults.py tests/integration/test_math_bombs.py --durations=5
 
 # every built-in scorer that has right answers to give
 audit: setup
