@@ -117,6 +117,7 @@ def make_prompts(shape: Shape, steps: int, file: Path, tokenizer: Any) -> None:
 def llmrl_loop(shape: Shape, folder: Path, seed: int) -> Any:
     """A llmrl Loop over the prompts in `folder`."""
     from llmrl.loop import Loop
+    from llmrl.pool import Pool
     from llmrl.recipe import resolve
     from llmrl.run import build_stage, first_policy
     from llmrl.training.ranks import Ranks
@@ -132,7 +133,7 @@ def llmrl_loop(shape: Shape, folder: Path, seed: int) -> Any:
     (folder / "recipe.yaml").write_text(json.dumps(sections))
     recipe, ranks = resolve(folder / "recipe.yaml"), Ranks()
     policy = first_policy(recipe, folder)
-    stage = build_stage(recipe, 0, policy, ranks, folder, None, functions=[even_share])
+    stage = build_stage(recipe, 0, policy, ranks, folder, None, Pool(1), functions=[even_share])
     policy.wrapped = ranks.accelerator.prepare_model(policy.module)
     return Loop(stage, ranks, seed)
 
@@ -167,12 +168,19 @@ def measure_llmrl(shape: Shape, folder: Path, steps: int, seed: int) -> list[dic
     loop, out = llmrl_loop(shape, folder, seed), []
     time.perf_counter = time.process_time  # the loop's own clock, in CPU-seconds
     for number in range(steps):
-        start = time.process_time()
+        start = time.process_time() + scorers_time(loop.stage.pool)
         done = loop.step(number)
         row = describe(done, [s.name for s in loop.stage.scorers], loop.ranks)
-        step, train = time.process_time() - start, done.seconds["passes"] + done.seconds["update"]
+        step = time.process_time() + scorers_time(loop.stage.pool) - start
+        train = done.seconds["passes"] + done.seconds["update"]
         out.append(split(step, done.seconds["generate"], train, row["rollout/length"]))
     return out
+
+
+def scorers_time(pool: Any) -> float:
+    """CPU-seconds of the processes that scorers run in, which TRL does not have: they are part of our step."""
+    pids = [worker.pid for worker in pool.staff] + ([pool.zygote.pid] if pool.zygote else [])
+    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
 def measure_trl(shape: Shape, folder: Path, steps: int, seed: int, options: dict[str, Any]) -> list[dict[str, float]]:
@@ -232,7 +240,7 @@ def gradient_difference(shape: Shape, folder: Path) -> float:
 
     loop = llmrl_loop(shape, folder, seed=0)
     groups, first = loop.generate(0)
-    batch, _ = loop.assemble(score(groups, loop.stage.scorers, loop.stage.config.scoring), first)
+    batch, _ = loop.assemble(score(groups, loop.stage.scorers, loop.stage.config.scoring, loop.stage.pool), first)
     assign_credit(batch, loop.stage.algorithm, loop.ranks)
     updater, found = loop.stage.updater, {}
     updater.settings = type(updater.settings)(**{**vars(updater.settings), "max_grad_norm": 1e9})

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmrl import catalog, completions, results
 from llmrl.config import Evaluation, Model, Named, Section
-from llmrl.errors import LlmrlError, RecipeError
+from llmrl.errors import LlmrlError, RecipeError, nearest
 from llmrl.evaluation import generate
 from llmrl.policy.model import Policy, load_policy
 from llmrl.pool import Pool
@@ -52,6 +52,9 @@ def evaluate_model(target: str, benchmarks: list[str], overrides: list[str], out
     with the setting. The same command again goes on where it was stopped; answers that are there are not sampled again.
     """
     folder = Path(target)
+    if not folder.exists() and folder.parent.is_dir() and folder.parent != Path("."):  # no hub has to be asked for that
+        hint = nearest(folder.name, [beside.name for beside in folder.parent.iterdir() if beside.is_dir()])
+        raise LlmrlError(f"{folder.parent} has no {folder.name}.{hint} Name a run, a folder with a model, or a hub id.")
     is_run = (folder / "recipe.yaml").is_file()
     run = resolve(folder / "recipe.yaml") if is_run else None
     tree: dict[str, Any] = dict(parse_overrides(overrides).values)

@@ -140,6 +140,12 @@ def test_a_wrong_scorer_is_refused_before_the_model_is_looked_for(rows):
         api.evaluate("nowhere", [TOY], [rows, "scorers=[{name: math_answer, protocl: x}]"])
 
 
+def test_a_folder_that_is_not_there_is_not_asked_of_a_hub(tmp_path):
+    (tmp_path / "sums").mkdir()
+    with pytest.raises(LlmrlError, match="has no sum. Did you mean sums?"):
+        api.evaluate(str(tmp_path / "sum"), ["gsm8k"])
+
+
 def test_one_source_for_two_benchmarks_is_refused(model, rows):
     with pytest.raises(RecipeError, match="Say whose it is: gsm8k.data.source=FILE"):
         api.evaluate(model, ["gsm8k", "math500"], [rows])
