@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmrl import catalog, completions
 from llmrl.config import Named
-from llmrl.errors import LlmrlError, RecipeError
+from llmrl.errors import LlmrlError, RecipeError, ScoringError
 from llmrl.pool import Pool
 from llmrl.recipe_file import parse, parse_overrides
 from llmrl.results import (
@@ -63,6 +64,10 @@ def rescore(
             with completions.alone(folder):
                 results.append(judge_into(folder, name, path, groups, some, pool))
                 lines.append(str(write_card(folder, results[-1].numbers, facts)))
+    if all(result.numbers.accuracy is None for result in results):
+        reasons = Counter(one.error for result in results for one in result.verdicts if one.error)
+        often = f" Most often ({reasons.most_common(1)[0][1]:,} times): {reasons.most_common(1)[0][0]}." if reasons else ""
+        raise ScoringError(f"{path}: nothing could be judged.{often} Look at the scorer and the data's columns.")
     numbers = (
         [label_of(sets[0]), *(f"  {line}" for line in said(results[0]))] if len(results) == 1 else [table(results)]
     )

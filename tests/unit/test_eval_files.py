@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmrl import api, completions, evaluation, results
-from llmrl.errors import LlmrlError, RecipeError
+from llmrl.errors import LlmrlError, RecipeError, ScoringError
 from llmrl.evaluation import Judged
 from llmrl.policy.tiny import tiny
 from llmrl.pool import Pool
@@ -246,6 +246,13 @@ def test_what_cannot_be_judged_is_refused(tmp_path):
         api.score(file, scorers=[WORD, WORD])
     with pytest.raises(RecipeError, match="seed: `llmrl score FILE` takes data"):
         api.score(file, scorers=[WORD], overrides=["seed=1"])
+
+
+def test_nothing_judged_is_an_error_with_the_most_frequent_reason(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    append_lines(file, [{"prompt": "1+1?", "completion": "2"}, {"prompt": "1+2?", "completion": "3"}])
+    with pytest.raises(ScoringError, match=r"nothing could be judged. Most often \(2 times\): ValueError: "):
+        api.score(file, scorers=["math_answer"])
 
 
 def test_hostile_text_survives_the_file_and_the_scorer(tmp_path):
