@@ -66,7 +66,9 @@ def rescore(
                 lines.append(str(write_card(folder, results[-1].numbers, facts)))
     if all(result.numbers.accuracy is None for result in results):
         reasons = Counter(one.error for result in results for one in result.verdicts if one.error)
-        often = f" Most often ({reasons.most_common(1)[0][1]:,} times): {reasons.most_common(1)[0][0]}." if reasons else ""
+        often = (
+            f" Most often ({reasons.most_common(1)[0][1]:,} times): {reasons.most_common(1)[0][0]}." if reasons else ""
+        )
         raise ScoringError(f"{path}: nothing could be judged.{often} Look at the scorer and the data's columns.")
     numbers = (
         [label_of(sets[0]), *(f"  {line}" for line in said(results[0]))] if len(results) == 1 else [table(results)]
