@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import unicodedata
@@ -87,6 +88,6 @@ def references(reference: Any) -> list[str]:
             "Map it: data.columns.reference"
         )
     texts = [str(one).strip() for one in several]
-    if not all(texts):
-        raise ValueError(f"reference is {reference!r:.80}; expected no empty string")
+    if not all(texts) or any(isinstance(one, float) and not math.isfinite(one) for one in several):
+        raise ValueError(f"reference is {reference!r:.80}; expected no empty string, and finite numbers")
     return texts

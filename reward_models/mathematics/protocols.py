@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -49,9 +50,10 @@ ProtocolName = Annotated[str, AfterValidator(known)]  # an option of this type i
 
 
 def written(reference: Any) -> str:
-    """The reference as text. Raises ValueError unless it is a number or a string that is not blank."""
+    """The reference as text. Raises ValueError unless it is a finite number or a string that is not blank."""
     is_text = isinstance(reference, str) and reference.strip()
-    if not is_text and (isinstance(reference, bool) or not isinstance(reference, int | float)):
+    is_number = isinstance(reference, int | float) and not isinstance(reference, bool)
+    if not is_text and not (is_number and abs(reference) < math.inf):
         raise ValueError(f"reference is {reference!r}; expected a string or a number. Map it: data.columns.reference")
     return str(reference)
 

@@ -137,9 +137,10 @@ def test_math_answer_says_what_it_read_and_keeps_the_answer_to_itself():
     assert silent.value == 0.0 and silent.evidence["read"] is None and "72" not in silent.feedback
 
 
-def test_math_answer_without_a_reference_cannot_judge():
-    with pytest.raises(ValueError, match="reference is None; expected a string or a number"):
-        math_answer(ask(None), say(r"\boxed{1}"))
+@pytest.mark.parametrize("reference", [None, True, " ", float("nan"), float("inf")])
+def test_math_answer_without_a_reference_cannot_judge(reference):
+    with pytest.raises(ValueError, match=f"reference is {reference!r}; expected a string or a number"):
+        math_answer(ask(reference), say(r"\boxed{1}"))
 
 
 @pytest.mark.parametrize(
