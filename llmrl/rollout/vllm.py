@@ -55,9 +55,6 @@ class VllmEngine:
         self.max_model_len = context.max_prompt_tokens + context.max_tokens
         self.tensor_parallel = tensor_parallel
         self.shares_process_group = torch.distributed.is_initialized()
-        if self.shares_process_group:
-            os.environ.setdefault("RANK", str(torch.distributed.get_rank()))
-            os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
         ranks = torch.distributed.get_world_size() if self.shares_process_group else 1
         if ranks % tensor_parallel:
             raise RolloutError(
@@ -65,7 +62,7 @@ class VllmEngine:
                 f"Start with `torchrun --nproc_per_node {tensor_parallel}` or set rollout.engine.tensor_parallel: 1."
             )
         _prepare_environment()
-        with _caller_state(), _start_errors(context.policy.path):
+        with _caller_state(), _launcher_variables(), _start_errors(context.policy.path):
             from vllm import LLM
             from vllm.platforms import current_platform
 
@@ -241,6 +238,26 @@ def _caller_state() -> Iterator[None]:
             numpy.random.set_state(numbers)
             torch.set_num_threads = set_num_threads
             torch.set_num_threads(threads)
+
+
+@contextmanager
+def _launcher_variables() -> Iterator[None]:
+    """What vLLM wants of a launcher's variables where the caller has a process group of its own, as before afterwards.
+
+    It sets LOCAL_WORLD_SIZE itself. Left behind, they make accelerate wait for processes that nobody started.
+    """
+    before = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    if torch.distributed.is_initialized():
+        os.environ.setdefault("RANK", str(torch.distributed.get_rank()))
+        os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -71,7 +71,10 @@ def world(request, tmp_path_factory):
     if callers:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
     context = Context(policy, range(128), STOP_IDS, max_prompt_tokens=320, max_tokens=32)
+    launched = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")}
     engine = VllmEngine(context, kv_cache_megabytes=16)
+    # accelerate, set up after this, would take them for a launcher's
+    assert launched == {name: os.environ.get(name) for name in launched}
     yield engine, policy
     engine.close()
     assert dist.is_initialized() == callers
