@@ -16,14 +16,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
-from llmrl.ops.intervals import Interval, mean_interval
+from llmrl.ops.intervals import Interval, mean_interval, over_seeds
 from llmrl.tracking.folder import Row, RunFolder
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "learning.md"
-# Student's t, two-sided 95 %, by the number of seeds
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 CPU_SECONDS = "cpu_seconds.txt"
 NO_RELABEL = "stages.bootstrap.algorithm.condition.relabel=false"
 
@@ -138,13 +136,6 @@ def train(experiment: Experiment, seed: int, out: Path) -> RunFolder:
             raise SystemExit(f"{folder.name} failed; see {out / f'{folder.name}.log'}")
         (folder / CPU_SECONDS).write_text(f"{usage.ru_utime + usage.ru_stime:.0f}\n")
     return RunFolder(folder)
-
-
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean ± t · s/√n; infinite for one seed."""
-    mean = fmean(values)
-    half = T95[len(values)] * stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("inf")
-    return Interval(mean, mean - half, mean + half)
 
 
 def over_problems(folders: Sequence[RunFolder], evaluation: str, stage: str) -> Interval:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from llmrl import catalog
+from llmrl import catalog, combinations
 from llmrl.batch import VOCABULARY, base_name, sources
-from llmrl.config import Positive
+from llmrl.config import Natural, Positive
 from llmrl.errors import CatalogError, RecipeError, nearest
 from llmrl.foreign import ours
 from llmrl.options import bind, typed
@@ -17,49 +17,112 @@ from llmrl.recipe_tree import item_key
 
 Part = Callable[..., Any]
 STAGES = {  # field of Algorithm -> kind in the catalog, in the order they run
+    "sampling": "sampling",
     "combine": "combiners",
     "select": "selections",
     "condition": "conditions",
     "advantage": "advantages",
     "shaping": "shaping",
+    "prepare": "shaping",
     "objective": "objectives",
     "regularizers": "regularizers",
+    "perturb": "perturbations",
+    "update": "updates",
+    "diagnostics": "diagnostics",
 }
-SINGLE = ("condition", "advantage")  # every other stage is a tuple of parts
-BEFORE_UPDATE = ("combine", "select", "advantage", "shaping")
+SINGLE = ("sampling", "condition", "advantage", "perturb", "update")  # every other stage is a tuple of parts
+WITHOUT_ARRAYS = ("sampling", "condition", "perturb", "update")  # stages whose parts read something else
+BEFORE_UPDATE = ("combine", "select", "advantage", "shaping", "diagnostics")
 REDUCTIONS = ("token_mean", "sequence_mean", "sequence_sum", "fixed_length", "group_mean")
-FIELDS = {"reduce": Literal[REDUCTIONS], "epochs": Positive, "minibatches": Positive}
+
+
+@dataclass(frozen=True)
+class Before:
+    """Rollouts of every prompt by the policy that the stage begins with, ahead of training: `anchor_rewards`.
+
+    num_samples: rollouts of each. refresh_every: steps after which they are made anew by the policy of that time; 0: never.
+    """
+
+    num_samples: Positive = 8
+    refresh_every: Natural = 0
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A second batch in the same update, with its own counts.
+
+    source: extra_data, the recipe's section of that name; stored, the completions that came with this step's prompts;
+    reference, right answers of the first policy to prompts that a selection left out. gate: a part like an advantage, run
+    on the rollouts; its value for a prompt becomes `advantages` of the prompt's extra rows, and sequences are averaged
+    over all prompts of the mini-batch, with a row or without.
+    """
+
+    objective: tuple[Part, ...]
+    source: Literal["extra_data", "stored", "reference"] = "extra_data"
+    coefficient: float = 1.0
+    reduce: str = "token_mean"
+    gate: Part | None = None
+
+
+FIELDS = {"reduce": Literal[REDUCTIONS], "epochs": Positive, "minibatches": Positive, "before": Before | None}
 
 
 @dataclass(frozen=True)
 class Algorithm:
     """The choices of one method. Every field but the objective is optional.
 
-    condition: an object with memory that writes feedback into prompts, before sampling (`refine`) and before
-    training (`apply`). combine, select, shaping, objective, regularizers: run in the order given; objectives add up.
-    epochs × minibatches: optimizer updates made from one batch.
+    before: reference rollouts ahead of training. sampling: the temperature of each token. combine, select, shaping,
+    objective, regularizers: run in the order given; objectives add up. condition: an object with memory that writes
+    feedback into prompts, before sampling (`refine`) and before training (`apply`). prepare: parts that look at a whole
+    optimizer mini-batch before its update. extra: further batches in the same update. perturb: noise inside the model
+    while it trains. update: the rule that makes the steps; None: epochs × minibatches of the optimizer. diagnostics: what
+    else is logged.
     """
 
     objective: tuple[Part, ...]
+    before: Before | None = None
+    sampling: Any = None
     combine: tuple[Part, ...] = ()
     select: tuple[Part, ...] = ()
     condition: Any = None
     advantage: Part | None = None
     shaping: tuple[Part, ...] = ()
+    prepare: tuple[Part, ...] = ()
     regularizers: tuple[Part, ...] = ()
+    extra: tuple[Extra, ...] = ()
+    perturb: Any = None
+    update: Any = None
+    diagnostics: tuple[Part, ...] = ()
     reduce: str = "token_mean"
     epochs: int = 1
     minibatches: int = 1
 
     def __post_init__(self):
-        if self.reduce not in REDUCTIONS:
-            hint, modes = nearest(self.reduce, REDUCTIONS), ", ".join(REDUCTIONS)
-            raise RecipeError(f"algorithm.reduce: no mode named {self.reduce!r}.{hint} Modes: {modes}.")
+        for mode in (self.reduce, *(extra.reduce for extra in self.extra)):
+            if mode not in REDUCTIONS:
+                hint, modes = nearest(mode, REDUCTIONS), ", ".join(REDUCTIONS)
+                raise RecipeError(f"algorithm.reduce: no mode named {mode!r}.{hint} Modes: {modes}.")
 
     def at(self, stage: str) -> tuple[Part, ...]:
         """The parts of one stage, in the order they run."""
         held = getattr(self, stage)
         return held if stage not in SINGLE else () if held is None else (held,)
+
+    @property
+    def losses(self) -> tuple[Part, ...]:
+        """What adds up to the loss on the rollouts."""
+        return (*self.objective, *self.regularizers)
+
+    @property
+    def single_update(self) -> bool:
+        """Whether the policy is the one that the updates began with whenever the loss is taken."""
+        return self.update is None and self.epochs * self.minibatches == 1
+
+    def remembering(self) -> dict[str, Part]:
+        """Parts with memory by the key of their state, 'stage.name'; the condition's is kept apart."""
+        held = [(stage, part) for stage in STAGES if stage != "condition" for part in self.at(stage)]
+        held += [("extra", part) for extra in self.extra for part in extra.objective]
+        return {f"{stage}.{catalog.name_of(part)}": part for stage, part in held if hasattr(part, "init")}
 
 
 class PassPlan(NamedTuple):
@@ -96,6 +159,9 @@ def build(config: dict[str, Any], where: str = "algorithm") -> Algorithm:
         if key in FIELDS:
             changes[key], wrong = typed(FIELDS[key], value, at)
             problems += wrong
+        elif key == "extra":
+            changes[key], wrong = _extras(value, at)
+            problems += wrong
         elif key in STAGES:
             try:
                 changes[key] = _stage(base, key, value, at)
@@ -116,6 +182,8 @@ def build_stage(stage: StageConfig) -> Algorithm:
     try:
         algorithm = build(stage.algorithm)
         required(algorithm)
+        if found := combinations.conflicts(algorithm):
+            raise RecipeError(found)
         return algorithm
     except RecipeError as error:
         raise RecipeError(f"{_origin(stage, problem)}: {problem}" for problem in error.problems) from error
@@ -158,6 +226,39 @@ def _stage(base: Algorithm, stage: str, value: Any, where: str) -> Any:
     if len(parts) > 1:
         raise RecipeError(f"{where}: found {len(parts)} parts, expected one.")
     return parts[0] if parts else None
+
+
+def _extras(value: Any, where: str) -> tuple[tuple[Extra, ...], list[str]]:
+    """What `extra` becomes: a list of {objective, source, coefficient, reduce}."""
+    found: list[Extra] = []
+    problems: list[str] = []
+    for i, item in enumerate(value if isinstance(value, list) else [value] if value else []):
+        at = f"{where}[{i}]"
+        if not isinstance(item, dict) or "objective" not in item:
+            problems.append(f"{at}: found {item!r}, expected {{objective: likelihood, coefficient: 0.1}}.")
+            continue
+        try:
+            objective = (_part("objectives", item["objective"], f"{at}.objective"),)
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        read = {
+            "source": Literal["extra_data", "stored", "reference"],
+            "coefficient": float,
+            "reduce": FIELDS["reduce"],
+        }
+        options: dict[str, Any] = {}
+        for key in item.keys() - {"objective"}:
+            if key not in read:
+                problems.append(
+                    f"{at}.{key}: this key is not known.{nearest(key, read)} Keys: objective, {', '.join(read)}."
+                )
+                continue
+            options[key], wrong = typed(read[key], item[key], f"{at}.{key}")
+            problems += wrong
+        if not problems:
+            found.append(Extra(objective, **options))
+    return tuple(found), problems
 
 
 def _part(kind: str, value: Any, where: str) -> Part:
@@ -203,81 +304,144 @@ def _rebuilt(part: Part, options: dict[str, Any], where: str) -> Part:
 
 def _unknown(base: Algorithm, name: str | None, declared: dict[str, Any], key: str, where: str) -> str:
     stages = [s for s in STAGES if any(key in catalog.options_of(_declaration(p)) for p in base.at(s))]
-    known = [*declared, *STAGES, *FIELDS]
+    known = [*declared, *STAGES, *FIELDS, "extra"]
     hint = f" Here it is {where}.{stages[0]}.{key}." if stages else nearest(key, known) or ours(key)
     options = f"Options: {', '.join(declared)}. " if declared else ""
-    others = [k for k in (*STAGES, *FIELDS) if k not in declared]
+    others = [k for k in (*STAGES, *FIELDS, "extra") if k not in declared]
     return f"{where}.{key} is not an option of {name or 'an algorithm'}.{hint} {options}Stages: {', '.join(others)}."
 
 
-def reasons(algorithm: Algorithm) -> dict[str, list[str]]:
-    """Array → the parts that name it. A condition reads groups, not arrays, and is left out."""
-    found: dict[str, list[str]] = {}
+def readers(algorithm: Algorithm) -> Iterator[tuple[str, Part]]:
+    """(stage, part) of everything that reads arrays of the rollouts' batch."""
     for stage in STAGES:
-        for part in algorithm.at(stage) if stage != "condition" else ():
-            for name in catalog.inputs_of(part):
-                found.setdefault(name, []).append(catalog.name_of(part))
+        if stage not in WITHOUT_ARRAYS:
+            yield from ((stage, part) for part in algorithm.at(stage))
+    yield from (("advantage", extra.gate) for extra in algorithm.extra if extra.gate is not None)
+
+
+def reasons(algorithm: Algorithm) -> dict[str, list[str]]:
+    """Array → the parts that name it."""
+    found: dict[str, list[str]] = {}
+    for _, part in readers(algorithm):
+        for name in catalog.inputs_of(part):
+            found.setdefault(name, []).append(catalog.name_of(part))
     return found
+
+
+def everything_named(algorithm: Algorithm) -> set[str]:
+    """Every array that some part names, on the rollouts or on a second batch."""
+    return required(algorithm) | {n for e in algorithm.extra for part in e.objective for n in catalog.inputs_of(part)}
 
 
 def required(algorithm: Algorithm) -> set[str]:
     """Every array that the parts name. RecipeError when one is unknown, or not made by the time its part runs."""
     problems: list[str] = []
-    for stage in STAGES:
-        for part in algorithm.at(stage) if stage != "condition" else ():
+    for stage, part in readers(algorithm):
+        for name in catalog.inputs_of(part):
+            if text := _unreadable(algorithm, stage, part, name):
+                problems.append(f"algorithm.{stage}: {catalog.name_of(part)} reads {name!r}, {text}")
+    for extra in algorithm.extra:
+        for part in extra.objective:
             for name in catalog.inputs_of(part):
-                if text := _unreadable(algorithm, stage, name):
-                    problems.append(f"algorithm.{stage}: {catalog.name_of(part)} reads {name!r}, {text}")
+                if text := _unreadable_beside(extra, name):
+                    problems.append(f"algorithm.extra: {catalog.name_of(part)} reads {name!r}, {text}")
     if problems:
         raise RecipeError(problems)
     return set(reasons(algorithm))
 
 
-def _unreadable(algorithm: Algorithm, stage: str, name: str) -> str:
+def _unreadable_beside(extra: Extra, name: str) -> str:
+    held = {"loss_mask", "lengths", "truncated", "group_ids", "rewards", "token_rewards", "temperatures"}
+    held |= {"advantages"} if extra.gate is not None else set()
+    held |= {"ref_logprobs"} if extra.source == "reference" else set()
+    if name not in VOCABULARY:
+        return _unknown_array(name)
+    current = all(VOCABULARY[source].source == "current" or source in held for source in sources([name]))
+    return "" if current and not name.endswith("_kl") else "which a second batch does not have."
+
+
+def _unknown_array(name: str) -> str:
+    return f"which is not in the vocabulary of llmrl/batch.py.{nearest(name, VOCABULARY)}"
+
+
+def _unreadable(algorithm: Algorithm, stage: str, part: Part, name: str) -> str:
     try:
         made_by = {VOCABULARY[source].source for source in sources([name])}
     except KeyError:
-        return f"which is not in the vocabulary of llmrl/batch.py.{nearest(name, VOCABULARY)}"
+        return _unknown_array(name)
     if "current" in made_by and stage in BEFORE_UPDATE:
         return f"which exists during the update only.{nearest(f'old_{base_name(name)}', VOCABULARY)}"
-    if stage == "select" and made_by & {"old", "ref"}:
-        return "which the trainer's passes make after the selection, on the rows that are kept."
     if "advantage" in made_by and algorithm.advantage is None:
         return "but there is no advantage stage. Set algorithm.advantage, such as grpo."
+    if "prepare" in made_by and not algorithm.prepare:
+        return f"but there is no part at algorithm.prepare that writes it. {_writers(name)}"
+    if base_name(name) == "anchor_rewards" and algorithm.before is None:
+        return "but there are no rollouts ahead of training. Set algorithm.before: {num_samples: 8}."
     return ""
+
+
+def _writers(name: str) -> str:
+    return {
+        "entropy_scores": "Set algorithm.prepare: hapo_scores.",
+        "penalised": "Set algorithm.prepare: kl_cov_selection.",
+    }.get(name, "")
+
+
+def when(part: Part) -> Literal["ahead", "scored", "credited"]:
+    """When a selection runs: on prompts ahead of sampling, after the scoring, or after the credit."""
+    names = set(catalog.inputs_of(part))
+    made_by = {VOCABULARY[source].source for source in sources(names)}
+    if names == {"anchor_rewards"}:
+        return "ahead"
+    return "credited" if made_by & {"old", "ref", "advantage"} else "scored"
 
 
 def passes(algorithm: Algorithm, online: bool = True) -> list[PassPlan]:
     """Which forward passes the trainer runs for one batch, in order, and for whom.
 
-    With one update a batch, old_logprobs that only the loss names need no pass: they are logprobs.detach().
+    With one update a batch, old_logprobs that only the loss names need no pass: they are logprobs.detach(). A part that
+    looks at the mini-batch before its update needs one; for the first mini-batch it is that of 'old'.
     online: whether rollouts are sampled; RecipeError when a part needs the sampler's log-probabilities and none are.
     """
     required(algorithm)
     why: dict[str, list[str]] = {}
     early: set[str] = set()
-    for name, parts in reasons(algorithm).items():
-        for source in sources([name]):
-            why.setdefault(source, []).extend(parts)
-    for stage in BEFORE_UPDATE:
-        early |= {source for part in algorithm.at(stage) for source in sources(catalog.inputs_of(part))}
+    for stage, part in readers(algorithm):
+        for source in sources(catalog.inputs_of(part)):
+            if stage == "prepare" and VOCABULARY[source].source == "current":
+                source = f"old_{source}"
+            why.setdefault(source, []).append(catalog.name_of(part))
+            if stage in (*BEFORE_UPDATE, "prepare"):
+                early.add(source)
     if not online and "rollout_logprobs" in why:
-        readers = ", ".join(dict.fromkeys(why["rollout_logprobs"]))
-        raise RecipeError(f"algorithm: {readers} reads rollout_logprobs, which replayed data lacks.")
+        asking = ", ".join(dict.fromkeys(why["rollout_logprobs"]))
+        raise RecipeError(f"algorithm: {asking} reads rollout_logprobs, which replayed data lacks.")
     made = {array: VOCABULARY[array].source for array in why}
-    if "old_logprobs" not in early and algorithm.epochs * algorithm.minibatches == 1:
+    if "old_logprobs" not in early and algorithm.single_update and not wanted_divergences(algorithm) & {"old_kl"}:
         made.pop("old_logprobs", None)
     plans = []
     for name in ("old", "ref", "current"):
-        arrays = sorted(array for array, source in made.items() if source == name)
+        arrays = {array for array, source in made.items() if source == name}
+        if name in ("old", "ref") and f"{name}_kl" in made:  # what the divergence is taken to
+            arrays.add(f"{name}_logprobs")
+            why.setdefault(f"{name}_logprobs", []).extend(why[f"{name}_kl"])
         if arrays:
-            readers = (f"{array} for {', '.join(dict.fromkeys(why[array]))}" for array in arrays)
-            plans.append(PassPlan(name, tuple(arrays), "; ".join(readers)))
+            told = (f"{array} for {', '.join(dict.fromkeys(why[array]))}" for array in sorted(arrays))
+            plans.append(PassPlan(name, tuple(sorted(arrays)), "; ".join(told)))
     return plans
+
+
+def wanted_divergences(algorithm: Algorithm) -> set[str]:
+    """Which of old_kl and ref_kl some loss part names: their passes keep hidden states."""
+    return sources(reasons(algorithm)) & {"old_kl", "ref_kl"}
 
 
 def droppable(algorithm: Algorithm) -> bool:
     """Whether rows with zero advantage add nothing to the loss, so that they may be left out of the forward pass."""
-    parts = (*algorithm.objective, *algorithm.regularizers)
-    needed = any(getattr(catalog.unwrap(part), "needs_zero_advantage_rows", False) for part in parts)
-    return not needed and all("advantages" in catalog.inputs_of(part) for part in parts)
+    needed = any(getattr(catalog.unwrap(part), "needs_zero_advantage_rows", False) for part in algorithm.losses)
+    return not needed and all("advantages" in catalog.inputs_of(part) for part in algorithm.losses)
+
+
+def together(algorithm: Algorithm) -> bool:
+    """Whether a prompt's rows have to stand in one micro-batch: some loss part compares them."""
+    return any("group_ids" in catalog.inputs_of(part) for part in algorithm.losses)

@@ -43,6 +43,17 @@ def parser() -> CommandParser:
     evaluate.add_argument("target", metavar="MODEL_OR_RUN", help="model folder or hub id, or the folder of a run")
     evaluate.add_argument("--bench", action="append", default=[], metavar="NAMES", help="benchmarks: gsm8k,math500")
     evaluate.add_argument("--out", metavar="FOLDER", help="where answers and results go; default: a folder of evals/")
+    compare = command(
+        "compare", "train recipes with the same seeds, side by side, and say what differs", overrides=True
+    )
+    compare.add_argument("recipes", nargs="+", metavar="RECIPE", help="two or more; overrides are for all of them")
+    compare.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="each recipe runs with the seeds 0 to N-1; 3"
+    )
+    compare.add_argument(
+        "--metric", metavar="NAME", help="what is compared; default: held-out accuracy, else mean reward"
+    )
+    compare.add_argument("--out", default="runs/compare", metavar="FOLDER", help="holds every run; runs/compare")
     command("show", "print a recipe resolved, what set each key, and the passes it needs", overrides=True, recipe=True)
     command("check", "check a recipe without training", overrides=True, recipe=True)
     listing = command("list", "list what a recipe can name")

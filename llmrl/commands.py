@@ -41,6 +41,14 @@ def run_eval(arguments: Namespace, overrides: list[str]) -> None:
     print(api.evaluate(arguments.target, benchmarks=benchmarks, overrides=overrides, out=arguments.out))
 
 
+def run_compare(arguments: Namespace, overrides: list[str]) -> None:
+    from llmrl.trials import compare
+
+    recipes = [word for word in arguments.recipes if "=" not in word]
+    words = [word for word in arguments.recipes if "=" in word] + overrides
+    print(compare(recipes, words, seeds=arguments.seeds, metric=arguments.metric, out=Path(arguments.out)))
+
+
 def two_folders(words: list[str]) -> list[str]:
     if len(words) != 2:
         raise LlmrlError(f"found {len(words)} folders to compare, expected two: llmrl eval compare FOLDER FOLDER.")

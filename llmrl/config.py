@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]  # names a folder of the run
 Named = str | dict[str, Any]  # a catalog name, or {name: ..., <option>: ...}
@@ -64,6 +65,15 @@ class Data(Section):
     step_tag: Annotated[str, Field(min_length=1)] = Field(
         "\n", description="written after every step of step data; its last token carries the step's label"
     )
+    tool_call: str = Field(
+        "<tool_call>", description="opens a tool call in an answer, for methods that count or place them"
+    )
+    blocks: list[Name] = Field(
+        [], description="tags of an answer's segments in order, such as [solution, confidence]; scorer k judges block k"
+    )
+    signature: Literal["last_number", "last_line", "text"] = Field(
+        "last_number", description="what of an answer says that two are the same, for methods that reward difference"
+    )
     limit: Positive | None = Field(None, description="first rows only")
     max_prompt_tokens: Positive = Field(1024, description="longer prompts are refused at load and counted")
     shuffle: bool = True
@@ -78,7 +88,7 @@ class Rollout(Section):
     max_tokens: Positive = 256
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Natural = 0
     sync: Literal["every_step", "never"] = Field(
         "every_step", description="never: sample from the stage's first weights"
     )
@@ -102,12 +112,15 @@ class Training(Section):
 
     steps: Positive | None = Field(None, description="rollout batches; None: one pass over the data")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
+    warmup_steps: Natural = 0
     final_share: Share = Field(0.0, description="share of the learning rate left at the end of linear and cosine")
     weight_decay: float = 0.0
     betas: list[float] = [0.9, 0.95]
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    train_only: list[str] = Field(
+        [], description="pieces of names, such as [value_head]: parameters with none of them in their name stay as they are"
+    )
     tokens_per_micro_batch: Positive = Field(
         8192, description="tokens forwarded at once; the result does not depend on it"
     )
@@ -116,9 +129,7 @@ class Training(Section):
         description="stop when the engine's and the trainer's log-probabilities differ by more than this in the mean; "
         "None: 0.02 in fp32, 0.2 in bf16",
     )
-    save_every: Annotated[int, Field(ge=0)] = Field(
-        0, description="steps between checkpoints; 0: only at the end of a stage"
-    )
+    save_every: Natural = Field(0, description="steps between checkpoints; 0: only at the end of a stage")
     keep_checkpoints: Positive = 2
 
 
@@ -128,15 +139,13 @@ class Evaluation(Section):
     benchmark: str | None = None
     data: Data | None = Field(None, description="with a benchmark: laid over its own, such as a local file as source")
     scorers: list[Named] = []
-    every: Annotated[int, Field(ge=0)] = Field(
-        0, description="steps between measurements; 0: before and after the stage"
-    )
+    every: Natural = Field(0, description="steps between measurements; 0: before and after the stage")
     at_start: bool = True
     limit: Positive | None = None
     num_samples: Positive = Field(1, description="answers to each prompt")
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Natural = 0
     max_tokens: Positive | None = None
     feedback: str | None = Field(None, description="condition to evaluate under, for feedback-conditioned policies")
 
@@ -155,7 +164,7 @@ class Tracking(Section):
 
     trackers: list[str] = Field([], description="by accelerate's names: tensorboard, wandb, trackio, ...")
     panel: Literal["auto", "plain", "off"] = "auto"
-    rollouts_every: Annotated[int, Field(ge=0)] = Field(1, description="steps between stored rollouts; 0: none")
+    rollouts_every: Natural = Field(1, description="steps between stored rollouts; 0: none")
 
 
 class Stage(Section):
@@ -163,6 +172,7 @@ class Stage(Section):
 
     name: Name
     data: dict[str, Any] = {}
+    extra_data: dict[str, Any] = {}
     algorithm: dict[str, Any] = {}
     scorers: list[Named] | None = None
     scoring: dict[str, Any] = {}
@@ -180,6 +190,9 @@ class Run(Section):
     resume: str = Field("auto", description="auto: the newest valid checkpoint; never; or a checkpoint folder")
     model: Model
     data: Data | None = None
+    extra_data: Data | None = Field(
+        None, description="demonstrations beside the rollouts, for methods that mix the two"
+    )
     algorithm: dict[str, Any] = {}
     scorers: list[Named] = []
     scoring: Scoring = Scoring()

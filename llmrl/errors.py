@@ -48,5 +48,6 @@ class CheckpointError(LlmrlError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean X?' when a known word is close to `word`, else an empty string."""
-    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=5, cutoff=0.6)
+    swapped = [k for k in close if sorted(k) == sorted(str(word))]  # two letters in the wrong order
+    return f" Did you mean {(swapped or close)[0]}?" if close else ""

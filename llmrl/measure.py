@@ -55,7 +55,7 @@ def stored(loop: Loop, what: Measurement) -> dict[str, float]:
     groups = [Group(p, tuple(rs)) for p, rs in zip(prompts, answers, strict=True)]
     places = [(g, i) for g, group in enumerate(groups) for i in range(len(group.rollouts))]
     batch = assemble(groups, places, [groups[g].prompt for g, _ in places], 0, [], 1.0, stage.wants)
-    if stage.paired:
+    if stage.stored_pairs:
         batch.pairs = pairs_of(groups, places)
     loop.run_passes(batch)
     return stage.updater.measure(batch, stage.algorithm) | {

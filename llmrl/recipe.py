@@ -28,6 +28,7 @@ class StageConfig(Section):
 
     name: str
     data: Data
+    extra_data: Data | None = None
     algorithm: dict[str, Any]
     scorers: list[Named] = []
     scoring: Scoring = Scoring()

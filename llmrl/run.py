@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmrl import catalog
-from llmrl.algorithm import Algorithm, passes, required
+from llmrl.algorithm import Algorithm, everything_named, passes, required
 from llmrl.algorithm import build_stage as build_algorithm
-from llmrl.batch import base_name, sources
+from llmrl.batch import Batch, base_name, sources
 from llmrl.config import Data, Evaluation, Named, Training
+from llmrl.data.features import features
 from llmrl.data.prompts import PromptSet, load
 from llmrl.data.render import render, stop_ids
-from llmrl.errors import RecipeError
+from llmrl.errors import DataError, RecipeError
 from llmrl.evaluation import Benchmark
 from llmrl.options import check_options
-from llmrl.policy.forward import base_model
+from llmrl.policy.forward import ACTION_VALUES, base_model
 from llmrl.policy.model import Policy, load_policy
 from llmrl.pool import Pool
 from llmrl.recipe import Recipe, StageConfig
 from llmrl.recipe_tree import Tree, overlay
 from llmrl.rollout.engine import Context, Engine
+from llmrl.rollout.replay import ReplayEngine
+from llmrl.sampling.per_token import PerToken
 from llmrl.scoring import Scorer, distinct, from_function, make_scorers
+from llmrl.training.assemble import ragged
 from llmrl.training.ranks import Ranks
 from llmrl.training.update import Settings, Updater
-from llmrl.types import Prompt, Rollout, Sampling
+from llmrl.types import Group, Prompt, Rollout, Sampling
 
 # mean |Δ log-probability| between engine and trainer beyond which they do not hold the same weights
 LOGPROB_GAP = {"fp32": 0.02, "bf16": 0.2}
@@ -50,8 +55,11 @@ class Measurement:
 class StageRun:
     """A stage, ready to run.
 
-    memory: the state of the condition part, plain data, also carried through stages without one. version: of the
-    engine's weights. feedback_cut: conditions shortened so far because the prompt would have been too long.
+    memory: the state of the condition part, plain data, also carried through stages without one. states: those of other
+    parts, by 'stage.name'. version: of the engine's weights. drawn: batches of prompts dealt so far. feedback_cut:
+    conditions shortened so far because the prompt would have been too long. extra_prompts: demonstrations beside the
+    rollouts. dealt: the prompts that are sampled from. anchors: mean reward of the first policy's rollouts by prompt.
+    kept, kept_prompts: a right answer of the first policy to each prompt that is not sampled from any more.
     """
 
     config: StageConfig
@@ -67,9 +75,16 @@ class StageRun:
     reference: Policy | None
     pool: Pool
     steps: int
+    extra_prompts: PromptSet | None = None
     memory: Any = None
+    states: dict[str, Any] = field(default_factory=dict)
     version: int = 0
+    drawn: int = 0
     feedback_cut: int = 0
+    dealt: PromptSet | None = None
+    anchors: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, Rollout] = field(default_factory=dict)
+    kept_prompts: PromptSet | None = None
 
     @property
     def plan(self) -> set[str]:
@@ -77,14 +92,67 @@ class StageRun:
         return {p.name for p in passes(self.algorithm)}
 
     @property
+    def planned(self) -> set[str]:
+        """The arrays that the passes make."""
+        return {array for p in passes(self.algorithm) for array in p.arrays}
+
+    @property
     def wants(self) -> set[str]:
         """The arrays that some part asks for, derived ones followed to what they are made of."""
         return sources(required(self.algorithm))
 
     @property
-    def paired(self) -> bool:
-        """Whether some part looks at rows through pairs."""
-        return any(name != base_name(name) for name in required(self.algorithm))
+    def stored_pairs(self) -> bool:
+        """Whether some part looks at rows through pairs that the data brings."""
+        paired = any(name != base_name(name) for name in required(self.algorithm))
+        return paired and replays(self.config.rollout.engine)
+
+    def sampling_now(self) -> Sampling:
+        """How to sample, with the temperature of each token where the algorithm sets it."""
+        rule = self.algorithm.sampling
+        if rule is None:
+            return self.sampling
+        state = self.states[f"sampling.{catalog.name_of(rule)}"]
+        return replace(self.sampling, per_token=PerToken(rule, state, self.sampling.temperature))
+
+    def remember_sampling(self, rollouts: Sequence[Rollout], ranks: Ranks) -> None:
+        """Let the rule that sets temperatures see what was sampled, on all ranks."""
+        rule = self.algorithm.sampling
+        if rule is not None:
+            key = f"sampling.{catalog.name_of(rule)}"
+            everyone = [r for part in ranks.gather(list(rollouts)) for r in part]
+            _, self.states[key] = rule.apply(self.states[key], everyone)
+
+    def stored(self, prompts: Sequence[Prompt]) -> list[Group]:
+        """The prompts with the answers that came with them, rejected ones left out; token for token where they are a
+        policy's own.
+        """
+        limit, replay = self.sampling.max_tokens, ReplayEngine(self.engine.context)
+        held = [replace(p, completions=tuple(c for c in p.completions if c.label != "rejected")) for p in prompts]
+        own = [() if p.id not in self.kept else (self.kept[p.id],) for p in prompts]
+        told = replay.generate(held, Sampling(limit), 1, [0] * len(held))
+        return [
+            Group(p, mine or tuple(self.decoded(r) for r in rs)) for p, mine, rs in zip(prompts, own, told, strict=True)
+        ]
+
+    def describe(self, batch: Batch, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], number: int) -> None:
+        """Write the arrays that prompts, rollouts and the step itself say; before there are anchors, the others."""
+        width, wants = batch.arrays["loss_mask"].shape[1], self.wants - (set() if self.anchors else {"anchor_rewards"})
+        batch.arrays["weights"] = torch.ones(len(batch), width)
+        batch.constants |= {
+            "progress": torch.tensor(number / max(self.steps, 1)),
+            "step_number": torch.tensor(number),
+        }
+        plain: dict[str, Callable[[], Tensor]] = {
+            "tokens": lambda: ragged([r.ids for r in rollouts], width, torch.long),
+            "staleness": lambda: torch.tensor([self.version - r.version for r in rollouts], dtype=torch.long),
+            "domains": lambda: torch.tensor([domain_of(p) for p in prompts], dtype=torch.long),
+            "anchor_rewards": lambda: torch.tensor([self.anchors[p.id] for p in prompts]),
+        }
+        batch.arrays |= {name: make() for name, make in plain.items() if name in wants}
+        batch.arrays |= features(rollouts, width, wants, self.config.data, self.updater.policy.tokenizer)
+        if "greedy_rewards" in wants:
+            batch.arrays["probe"] = torch.tensor([r.probe for r in rollouts], dtype=torch.bool)
 
     def render(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts with their tokens; those under a new condition are rendered, the condition cut until they fit."""
@@ -109,16 +177,22 @@ class StageRun:
 
 
 def first_policy(recipe: Recipe, folder: Path, trained: str | None = None) -> Policy:
-    """The policy a run starts from, with the heads that its stages ask for."""
-    wanted = {name for stage in recipe.stages for name in sources(required(build_algorithm(stage)))}
-    return load_policy(
+    """The policy a run starts from, with the heads and the noise that its stages ask for."""
+    algorithms = [build_algorithm(stage) for stage in recipe.stages]
+    wanted = {name for algorithm in algorithms for name in sources(everything_named(algorithm))}
+    policy = load_policy(
         recipe.run.model,
         folder,
         seed=recipe.run.seed,
         values="values" in wanted,
         scores="scores" in wanted,
+        action_values=bool(wanted & set(ACTION_VALUES)),
         trained=trained,
     )
+    noises = [algorithm.perturb for algorithm in algorithms if algorithm.perturb is not None]
+    if noises:
+        policy.module.noise = noises[0].apply(policy.model)
+    return policy
 
 
 def build_stage(
@@ -140,6 +214,7 @@ def build_stage(
     config, seed = recipe.stages[index], recipe.run.seed
     algorithm = build_algorithm(config)
     prompts = load(config.data, policy.tokenizer, seed=seed, answers=replays(config.rollout.engine))
+    extra_prompts = load(config.extra_data, policy.tokenizer, seed=seed, answers=True) if config.extra_data else None
 
     scorers = distinct([from_function(f) for f in functions]) or make_scorers(config.scorers)
     pool.start([module for scorer in scorers for module in scorer.preload])
@@ -159,7 +234,7 @@ def build_stage(
         max([config.rollout.max_tokens, *(m.sampling.max_tokens for m in measurements.values())]),
     )
     limits = within(base_model(policy.model).config.get_text_config(), prompts.report.longest, limits)
-    engine = make_engine(config.rollout.engine, source, limits)
+    engine = make_engine(config.rollout.engine, source, limits, algorithm.sampling is not None)
     evaluator = None
     if any(m.scorers for m in measurements.values()):
         own = source is policy and not replays(config.rollout.engine)
@@ -183,6 +258,9 @@ def build_stage(
         reference=frozen_copy() if needs_reference else None,
         pool=pool,
         steps=training.steps or -(-len(prompts) // rollout.prompts_per_step),
+        extra_prompts=extra_prompts,
+        dealt=prompts,
+        states={key: part.init() for key, part in algorithm.remembering().items()},
         memory=algorithm.condition.init(memory) if algorithm.condition else memory,
     )
 
@@ -196,12 +274,30 @@ def demand(config: StageConfig, algorithm: Algorithm, prompts: PromptSet, scorer
             "`llmrl list scorers` shows what there is."
         )
     paired = any(name != base_name(name) for name in wants)
+    if any(extra.source == "extra_data" for extra in algorithm.extra) and config.extra_data is None:
+        raise RecipeError(
+            f"stage {config.name}: its algorithm trains on demonstrations beside the rollouts, and there is no extra_data. "
+            "Set it, such as extra_data: {source: demonstrations.jsonl}, or set algorithm.extra: []."
+        )
+    if "block_ids" in sources(wants) and len(config.data.blocks) != len(scorers):
+        raise RecipeError(
+            f"stage {config.name}: found {len(config.data.blocks)} data.blocks and {len(scorers)} scorers; expected one scorer "
+            "for each block, in the same order."
+        )
     labels = {c.label for p in prompts.prompts for c in p.completions}
     if replays(config.rollout.engine) and not paired and "rejected" in labels:
         raise RecipeError(
             f"stage {config.name}: its data holds rejected answers, which this algorithm would train on like the chosen ones. "
             "Use an algorithm on pairs, such as dpo, or map the chosen column: data.columns={completion: chosen}."
         )
+
+
+def domain_of(prompt: Prompt) -> int:
+    """The number in the row's column `domain`, 0 without one. DataError for anything else."""
+    found = prompt.columns.get("domain", 0)
+    if not isinstance(found, int) or found < 0:
+        raise DataError(f"prompt {prompt.id}: its column domain holds {found!r}; expected a whole number from 0 on.")
+    return found
 
 
 def within(config: Any, longest: int, limits: tuple[int, int]) -> tuple[int, int]:
@@ -230,15 +326,18 @@ def fitted(prompt: Prompt, tokenizer: Any, limit: int) -> Prompt:
     return replace(prompt, ids=ids)
 
 
-def make_engine(named: Named, policy: Policy, limits: tuple[int, int]) -> Engine:
-    """The engine that a recipe names, for prompts and answers of at most `limits` tokens."""
+def make_engine(named: Named, policy: Policy, limits: tuple[int, int], per_token: bool = False) -> Engine:
+    """The engine that a recipe names, for prompts and answers of at most `limits` tokens.
+
+    per_token: whether some sampling will set the temperature of each token.
+    """
     name, options = catalog.split_named(named)
     part = catalog.get("engines", name)
     problems = check_options(part, options, "rollout.engine")
     if problems:
         raise RecipeError(problems)
     stops = stop_ids(policy.tokenizer, getattr(policy.model, "generation_config", None))
-    return part(Context(policy, policy.tokenizer, stops, *limits, policy.precision), **options)
+    return part(Context(policy, policy.tokenizer, stops, *limits, policy.precision, per_token), **options)
 
 
 def measurement(config: Evaluation, max_tokens: int, tokenizer: Any, seed: int) -> Measurement:
@@ -263,10 +362,21 @@ def measurement(config: Evaluation, max_tokens: int, tokenizer: Any, seed: int) 
 
 
 def make_optimizer(policy: Policy, training: Training) -> torch.optim.Optimizer:
-    """AdamW on everything that is trained; weight decay on matrices only."""
-    named = [p for _, p in policy.trainable()]
+    """AdamW on everything that is trained; weight decay on matrices only. `rate`: of a group, by which the step's learning
+    rate is multiplied; noise inside the model has one of its own. RecipeError where `train_only` leaves nothing.
+    """
+    only, noise = training.train_only, policy.module.noise
+    trained = [(n, p) for n, p in policy.trainable() if not only or any(piece in n for piece in only)]
+    if not trained:
+        some = ", ".join(n for n, _ in policy.trainable()[-3:])
+        raise RecipeError(f"training.train_only: {only} leaves nothing to train. Names of parameters: ..., {some}.")
+    own = [p for n, p in trained if n.startswith("noise.")]
+    named = [p for n, p in trained if not n.startswith("noise.")]
     groups = [
         {"params": [p for p in named if p.dim() >= 2], "weight_decay": training.weight_decay},
         {"params": [p for p in named if p.dim() < 2], "weight_decay": 0.0},
     ]
+    if own:
+        rate = noise.learning_rate / training.learning_rate
+        groups.append({"params": own, "weight_decay": 0.0, "rate": rate})
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=training.learning_rate, betas=tuple(training.betas))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,12 +63,20 @@ class Sampling:
     temperature 0 is greedy. top_k 0 and top_p 1 switch truncation off.
     Reported log-probabilities are those of the distribution sampled from (after temperature and truncation);
     greedy reports them at temperature 1.
+    per_token: sets the temperature of each token in place of `temperature`, which it knows. It is called with the
+    untempered logits [n,V] in fp32 and gives (temperatures [n], entropies [n] before them); never when greedy.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    per_token: Callable[[Any], tuple[Any, Any]] | None = None
+
+    @property
+    def varies(self) -> bool:
+        """Whether tokens are drawn at temperatures of their own."""
+        return self.per_token is not None and self.temperature > 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,9 @@ class Rollout:
     logprobs: natural, one a token, as the engine reported them; None when nothing was sampled (replayed data).
     loss_mask: which of `ids` are trained on; None means all. version: of the weights that wrote it.
     label: 'chosen', 'rejected' or None, from stored data. stored: the Completion it was replayed from. step_labels: its
-    step labels as (position among `ids`, label), those beyond a cut left out.
+    step labels as (position among `ids`, label), those beyond a cut left out. temperatures, entropies: one a token, when
+    `Sampling.per_token` set them; the entropy in nats of what the token was drawn from, before the temperature. probe: a
+    greedy answer that is sampled for its reward alone and never trained on.
     """
 
     ids: tuple[int, ...]
@@ -88,6 +99,9 @@ class Rollout:
     loss_mask: tuple[bool, ...] | None = None
     stored: Completion | None = None
     step_labels: tuple[tuple[int, float], ...] = ()
+    temperatures: tuple[float, ...] | None = None
+    entropies: tuple[float, ...] | None = None
+    probe: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 CATALOG = {
     "math_answer": "reward_models.math_answer:math_answer",
+    "stated_confidence": "reward_models.calibration:stated_confidence",
     "majority_vote": "reward_models.majority_vote:majority_vote",
     "answer_tag": "reward_models.answer_tag:answer_tag",
     "countdown": "reward_models.countdown:countdown",
@@ -32,6 +33,7 @@ CATALOG = {
 # what `llmrl score audit SCORER` tries it on: a function, or in words why there can be nothing
 EXAMPLES = {
     "math_answer": "reward_models.examples:math_answer",
+    "stated_confidence": "reward_models.examples:stated_confidence",
     "answer_tag": "reward_models.examples:answer_tag",
     "exact_answer": "reward_models.examples:exact_answer",
     "countdown": "reward_models.examples:countdown",

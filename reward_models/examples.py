@@ -33,6 +33,12 @@ def math_answer() -> Example:
     return replace(of_rows("arithmetic_chain", form="The sum is simple.\n\\boxed{%s}"), skip=skip)
 
 
+def stated_confidence() -> Example:
+    """Every response claims to be certain, so that a wrong one earns -1."""
+    sure = of_rows("arithmetic_chain", form="The sum is simple.\n\\boxed{%s}\n<confidence>1</confidence>")
+    return replace(sure, skip=math_answer().skip, full=0.0, none=-0.01)
+
+
 def answer_tag() -> Example:
     return of_rows("arithmetic_chain", form=THOUGHT)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Literal
 
 from llmrl.limits import limits
+from llmrl.ops.repetition import repeated
 from llmrl.types import Prompt, Rollout, Score
 
 WORD = re.compile(r"\S+")
@@ -28,11 +28,3 @@ def repetition(
     feedback = f"{share:.0%} of the response repeats what it said before." if share >= 0.1 else None
     evidence = {"repeated": share, "n": n, "unit": unit, "num": len(units)}
     return Score(penalty * share if share else 0.0, feedback=feedback, evidence=evidence)
-
-
-def repeated(units: Sequence[object], n: int) -> float:
-    """1 - distinct n-grams / n-grams, in [0, 1); 0.0 for fewer than n units."""
-    num = len(units) - n + 1
-    if num < 1:
-        return 0.0
-    return 1 - len(set(zip(*(units[start:] for start in range(n)), strict=False))) / num

@@ -29,3 +29,25 @@ def clipped_surrogate(
         loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
     clipped = ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
     return Loss(loss, stats={"ratio/clip_fraction": clipped})
+
+
+def two_sided_clip(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    delta: float = 4.0,
+) -> Loss:
+    """The clipped surrogate with its unclipped branch bounded as well (INTELLECT-2, arXiv:2505.07291).
+
+    loss = max(-A min(r, delta), -A clip(r, 1 - clip_low, 1 + clip_high)); [B,T] each. With delta > 1 + clip_high it is the
+    dual clip at delta: positive credit never notices.
+    """
+    ratio = log_ratio(logprobs, old_logprobs).exp()
+    near = ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = torch.maximum(-advantages * ratio.clamp(max=delta), -advantages * near)
+    bounded = (advantages < 0) & (ratio > delta)
+    clipped = ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
+    return Loss(loss, stats={"ratio/clip_fraction": clipped, "ratio/bounded_fraction": bounded})

@@ -1,4 +1,4 @@
-"""Confidence intervals for measured means. All quantiles are the normal distribution's, not Student's."""
+"""Confidence intervals for measured means. Quantiles are the normal distribution's; for a few seeds, Student's."""
 
 from __future__ import annotations
 
@@ -62,6 +62,36 @@ def quantile(confidence: float) -> float:
 def paired(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean of b - a over the same problems, and its interval; [i] of both belong to one problem (arXiv:2411.00640)."""
     return mean_interval([y - x for x, y in zip(a, b, strict=True)], confidence)
+
+
+def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean of a few runs and its interval, mean ± t·s/√n by Student's t; infinite for one run (Student 1908)."""
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return Interval(mean, -math.inf, math.inf)
+    error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    half = student_quantile(len(values) - 1, confidence) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def student_quantile(freedom: int, confidence: float = 0.95) -> float:
+    """The t of P(|T| <= t) = confidence for whole degrees of freedom: (2, 0.95) -> 4.3027.
+
+    Bisects the finite sums of Abramowitz & Stegun 26.7.3 and 26.7.4 over the angle atan(t / √freedom).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        angle = (low + high) / 2
+        cosine = math.cos(angle)
+        odd = freedom % 2
+        term = cosine if odd else 1.0
+        total = 0.0
+        for k in range(1 + odd, freedom, 2):
+            total += term
+            term *= k / (k + 1) * cosine**2
+        share = (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
+        low, high = (angle, high) if share < confidence else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -17,6 +17,11 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(x, mask) / mask.sum().clamp(min=1)
 
 
+def row_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """[B]: the mean of each row of x [B,T] where mask is True; 0 for a row where nothing counts."""
+    return masked_sum(x, mask, 1) / mask.sum(1).clamp(min=1)
+
+
 def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     """(x - mean) / sqrt(var + eps) over the counted entries, variance with n-1; 0 outside, and 0 for fewer than two."""
     count = mask.sum()

@@ -23,7 +23,7 @@ from llmrl.config import Model
 from llmrl.data.render import stop_ids
 from llmrl.errors import ModelError
 from llmrl.options import bind
-from llmrl.policy.forward import LogitHead, PolicyModule, Rows, base_model
+from llmrl.policy.forward import LogitHead, PolicyModule, Rows, StoredStates, base_model
 
 SHARED_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}  # largest |Δ log-probability| taken as rounding, not as a bug
 
@@ -59,8 +59,18 @@ class Policy:
         values: bool = False,
         scores: bool = False,
         logprobs: bool = True,
+        action_values: bool = False,
+        old: StoredStates | None = None,
+        ref: StoredStates | None = None,
+        states: bool = False,
+        perturbed: int | None = None,
     ) -> dict[str, Tensor]:
-        """{'logprobs'?, 'entropy'?, 'values'?, 'scores'?} of the rows' responses, [B,width] fp32 on the policy's device.
+        """{'logprobs'?, 'entropy'?, 'values'?, 'scores'?, 'old_kl'?, 'ref_kl'?} of the rows' responses and, for
+        action_values, those of ACTION_VALUES; [B,width] fp32 on the policy's device.
+
+        old, ref: other policies' states of these rows, for old_kl = KL(old || this) and ref_kl = KL(this || ref) over the
+        vocabulary. states: also 'states' [N,H], those before the counted tokens, to be stored. perturbed: the seed of the
+        noise inside the model; None: none.
 
         Contexts that several rows share are forwarded once; the first time, the result is compared with the dense path,
         and on a difference the dense path is used from then on, with one warning.
@@ -71,7 +81,24 @@ class Policy:
             self._verified = True
         self.passes += 1
         with self.autocast():
-            return self.wrapped(rows, width, entropy, values, shared, scores, logprobs)
+            return self.wrapped(
+                rows,
+                width,
+                entropy,
+                values,
+                shared,
+                scores,
+                logprobs,
+                action_values,
+                old=old,
+                ref=ref,
+                states=states,
+                perturbed=perturbed,
+            )
+
+    def head(self) -> LogitHead:
+        """What makes logits of the states: as it is now, whatever is trained or switched off afterwards."""
+        return LogitHead(base_model(self.model)).frozen()
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -142,8 +169,9 @@ class Policy:
         if scores:
             self._export_classifier(folder / "merged" if adapters else folder)
             save_file(head.state_dict(), folder / "score_head.safetensors")
-        if self.module.value_head is not None:
-            save_file(self.module.value_head.state_dict(), folder / "value_head.safetensors")
+        for name in ("value_head", "action_value_head"):
+            if getattr(self.module, name) is not None:
+                save_file(getattr(self.module, name).state_dict(), folder / f"{name}.safetensors")
 
     def _export_classifier(self, folder: Path) -> None:
         from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -170,13 +198,14 @@ def load_policy(
     seed: int,
     values: bool = False,
     scores: bool = False,
+    action_values: bool = False,
     trained: str | None = None,
 ) -> Policy:
     """The policy a recipe's `model` section describes, weights in fp32, dropout off.
 
     folder: where a made model or an enlarged vocabulary is written. trained: an export of an earlier stage to load in
-    place of `config.path`. Either may hold adapters, which are trained on. values, scores: with the heads that give them,
-    scores by `config.verdict_tokens` where there are any. Raises ModelError.
+    place of `config.path`. Either may hold adapters, which are trained on. values, scores, action_values: with the heads
+    that give them, scores by `config.verdict_tokens` where there are any. Raises ModelError.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -207,24 +236,28 @@ def load_policy(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     without_dropout(model, training=config.gradient_checkpointing)
     stored = Path(adapter or path)
-    value_head = scalar_head(model, stored / "value_head.safetensors") if values else None
+    value_head = linear_head(model, stored / "value_head.safetensors") if values else None
+    vocabulary = base_model(model).config.get_text_config().vocab_size
+    action_value_head = None
+    if action_values:
+        action_value_head = linear_head(model, stored / "action_value_head.safetensors", outputs=vocabulary)
     verdicts = verdict_ids(tokenizer, config.verdict_tokens) if scores and config.verdict_tokens else None
     score_head = None
     if scores and verdicts is None:
         padding_id(tokenizer)  # refused before any training, not at the export
-        score_head = scalar_head(model, stored / "score_head.safetensors", bias=False)
+        score_head = linear_head(model, stored / "score_head.safetensors", bias=False)
     check_head(model)
     # transformers gives a model that checkpoints its activations no cache, which sharing stands on
     shared = config.shared_prompt == "auto" and not config.gradient_checkpointing
-    module = PolicyModule(model, value_head, score_head, verdicts)
+    module = PolicyModule(model, value_head, score_head, verdicts, action_value_head)
     policy = Policy(module, tokenizer, path, config.precision, shared)
     policy.own_reference = config.lora is not None and adapter is None
     return policy
 
 
-def scalar_head(model: Any, stored: Path, bias: bool = True) -> nn.Linear:
-    """One number of a hidden state: the head that an earlier run stored there, else one that begins at 0."""
-    head = nn.Linear(base_model(model).config.get_text_config().hidden_size, 1, bias=bias)
+def linear_head(model: Any, stored: Path, bias: bool = True, outputs: int = 1) -> nn.Linear:
+    """Some numbers of a hidden state: the head that an earlier run stored there, else one that begins at 0."""
+    head = nn.Linear(base_model(model).config.get_text_config().hidden_size, outputs, bias=bias)
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
     if stored.exists():
@@ -374,4 +407,5 @@ def _first_rows(rows: Rows, count: int) -> Rows:
         responses=rows.responses[:count],
         masks=rows.masks[:count],
         temperatures=rows.temperatures[:count],
+        keys=rows.keys and rows.keys[:count],
     )

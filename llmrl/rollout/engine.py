@@ -31,6 +31,7 @@ class Context:
     max_prompt_tokens: int
     max_tokens: int
     precision: str = "fp32"
+    per_token: bool = False  # whether a sampling may set the temperature token by token
 
 
 class Engine(Protocol):
@@ -43,7 +44,9 @@ class Engine(Protocol):
 
         A prompt is sampled from `prompt.ids`; sample i of prompt p depends on (weights, ids, sampling, seeds[p], i)
         alone, not on what else is in the call, as far as the engine's arithmetic allows. `ids` of a rollout end with
-        the stop token that ended it, or `truncated` is True. `text` is left empty: the caller decodes.
+        the stop token that ended it, or `truncated` is True. `text` is left empty: the caller decodes. Under
+        `sampling.per_token` they carry the temperature of each token and the entropy it was set by; engines that do not
+        sample from logits leave both None.
         Raises RolloutError when the engine answers with something else than was asked for.
         """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -85,9 +86,13 @@ class TransformersEngine:
             tokens = torch.full((len(owners), sampling.max_tokens), -1, dtype=torch.long, device=device)
             logprobs = torch.zeros(len(owners), sampling.max_tokens, device=device)
             done = torch.zeros(len(owners), dtype=torch.bool, device=device)
+            tempered = torch.zeros(2, *logprobs.shape, device=device) if sampling.varies else None
             for t in range(sampling.max_tokens):
-                token, logprob = sample(head(hidden).float(), sampling, noise[rows, t])
-                live = ~done
+                logits, live, temperatures = head(hidden).float(), ~done, None
+                if tempered is not None:
+                    temperatures, entropies = sampling.per_token(logits)
+                    tempered[:, rows[live], t] = torch.stack([temperatures, entropies])[:, live]
+                token, logprob = sample(logits, sampling, noise[rows, t], temperatures)
                 tokens[rows[live], t], logprobs[rows[live], t] = token[live], logprob[live]
                 done = done | torch.isin(token, stops)
                 alive = int((~done).sum())
@@ -112,7 +117,13 @@ class TransformersEngine:
                     use_cache=True,
                 ).last_hidden_state[:, -1]
                 positions = positions + 1
-        return self._rollouts(tokens.cpu(), logprobs.cpu())
+        rollouts = self._rollouts(tokens.cpu(), logprobs.cpu())
+        if tempered is None:
+            return rollouts
+        return [
+            replace(r, temperatures=tuple(divisors[: len(r.ids)]), entropies=tuple(nats[: len(r.ids)]))
+            for r, divisors, nats in zip(rollouts, *tempered.tolist(), strict=True)
+        ]
 
     def _rollouts(self, tokens: Tensor, logprobs: Tensor) -> list[Rollout]:
         lengths = (tokens >= 0).sum(1).tolist()
@@ -134,15 +145,19 @@ def uniforms(seeds: Sequence[int], num_samples: int, length: int) -> Tensor:
     return torch.stack(rows)
 
 
-def sample(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
+def sample(
+    logits: Tensor, sampling: Sampling, noise: Tensor, temperatures: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(token [n], its log-probability [n]) by inverting the distribution function at noise [n]; greedy at temperature 0.
 
     The log-probability is that of the distribution sampled from; greedy reports the one at temperature 1.
+    temperatures: [n], in place of the one of `sampling`.
     """
     if sampling.temperature == 0:
         token = logits.argmax(-1)
         return token, logits.log_softmax(-1).gather(-1, token[:, None]).squeeze(-1)
-    logits = truncations(sampling)(None, logits / sampling.temperature)
+    divisor = sampling.temperature if temperatures is None else temperatures[:, None]
+    logits = truncations(sampling)(None, logits / divisor)
     log_distribution = logits.log_softmax(-1)
     cumulative = log_distribution.exp().cumsum(-1, dtype=torch.float64)
     token = torch.searchsorted(cumulative, (noise * cumulative[:, -1])[:, None], right=True).squeeze(-1)

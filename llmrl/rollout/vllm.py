@@ -21,6 +21,7 @@ import torch.distributed
 
 from llmrl.errors import RolloutError
 from llmrl.rollout.engine import Context, Weights
+from llmrl.rollout.tempering import REQUEST, Tempering, processor, tempered
 from llmrl.types import Prompt, Rollout, Sampling
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -54,6 +55,7 @@ class VllmEngine:
         self.context = context
         self.max_model_len = context.max_prompt_tokens + context.max_tokens
         self.tensor_parallel = tensor_parallel
+        self.tempering = Tempering()
         self.shares_process_group = torch.distributed.is_initialized()
         ranks = torch.distributed.get_world_size() if self.shares_process_group else 1
         if ranks % tensor_parallel:
@@ -61,7 +63,7 @@ class VllmEngine:
                 f"tensor_parallel is {tensor_parallel}, but {ranks} processes are running; it has to divide them. "
                 f"Start with `torchrun --nproc_per_node {tensor_parallel}` or set rollout.engine.tensor_parallel: 1."
             )
-        _prepare_environment()
+        _prepare_environment(context.per_token)
         with _caller_state(), _launcher_variables(), _start_errors(context.policy.path):
             from vllm import LLM
             from vllm.platforms import current_platform
@@ -82,6 +84,7 @@ class VllmEngine:
                 kv_cache_memory_bytes=kv_cache_megabytes and kv_cache_megabytes << 20,
                 enforce_eager=self.on_cpu if eager is None else eager,
                 logprobs_mode="processed_logprobs",
+                logits_processors=[processor(self.tempering)] if context.per_token else None,
                 disable_log_stats=True,
                 seed=0,
             )
@@ -99,6 +102,11 @@ class VllmEngine:
             raise RolloutError(
                 f"temperature {sampling.temperature} would be raised to {MIN_TEMPERATURE} by vLLM. "
                 f"Use 0 (greedy) or at least {MIN_TEMPERATURE}."
+            )
+        if sampling.varies and not self.context.per_token:
+            raise RolloutError(
+                "the sampling sets a temperature for each token, but this engine was built without per_token in its "
+                "Context: vLLM takes its logits processors at the start."
             )
         longest = self.max_model_len - sampling.max_tokens
         for prompt in prompts:
@@ -158,7 +166,7 @@ class VllmEngine:
                 n=num_samples,
                 max_tokens=sampling.max_tokens,
                 min_tokens=0,
-                temperature=sampling.temperature,
+                temperature=1.0 if sampling.varies else sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 min_p=0.0,
@@ -171,19 +179,27 @@ class VllmEngine:
                 logprobs=0,
                 flat_logprobs=True,
                 detokenize=False,
+                extra_args={REQUEST: number} if sampling.varies else None,
             )
-            for _, _, seed in requests
+            for number, (_, _, seed) in enumerate(requests)
         ]
         inputs = [{"prompt_token_ids": list(ids)} for _, ids, _ in requests]
+        if sampling.varies:
+            self.tempering.begin(sampling.per_token)
         with _caller_state():
             outputs = self.llm.generate(inputs, params, use_tqdm=False)
         if len(outputs) != len(requests):
             raise RolloutError(f"vLLM answered {len(outputs)} of {len(requests)} prompts. Look at its log above.")
+        found = self.tempering.end()
         answers = []
-        for (name, _, _), output in zip(requests, outputs, strict=True):
+        for number, ((name, _, seed), output) in enumerate(zip(requests, outputs, strict=True)):
             if len(output.outputs) != num_samples:
                 raise RolloutError(f"prompt {name}: vLLM gave {len(output.outputs)} answers, asked for {num_samples}.")
-            answers.append([_rollout(name, answer, self.context.stop_ids, self.version) for answer in output.outputs])
+            rollouts = [_rollout(name, answer, self.context.stop_ids, self.version) for answer in output.outputs]
+            if sampling.varies:
+                seeds = range(_spread(seed), _spread(seed) + num_samples)
+                rollouts = [tempered(r, found.get((number, s), {}), name) for r, s in zip(rollouts, seeds, strict=True)]
+            answers.append(rollouts)
         return answers
 
     @torch.no_grad()
@@ -210,8 +226,10 @@ class VllmEngine:
             )
 
 
-def _prepare_environment() -> None:
-    """Settings that vLLM reads while it is imported. What the user has set stays."""
+def _prepare_environment(per_token: bool) -> None:
+    """Settings that vLLM reads while it is imported, or as an engine starts. What the user has set stays."""
+    if per_token:
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the other one has logits processors of another kind
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # weights are handed over by reference
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -41,7 +41,7 @@ def assemble(
     values = [[_value(groups[g].scores[i][s.name]) for s in scorers] for g, i in places]
     arrays = {
         "loss_mask": ragged([s.loss_mask for s in samples], width, torch.bool),
-        "temperatures": torch.full((len(samples), width), temperature if temperature > 0 else 1.0),
+        "temperatures": temperatures_of(rollouts, width, temperature if temperature > 0 else 1.0),
         "group_ids": torch.tensor([first_group + g for g, _ in places], dtype=torch.long),
         "truncated": torch.tensor([r.truncated for r in rollouts], dtype=torch.bool),
         "reward_parts": torch.tensor(values, dtype=torch.float32).reshape(len(samples), len(scorers)),
@@ -65,6 +65,15 @@ def ragged(rows: Sequence[Sequence], width: int, dtype: torch.dtype) -> Tensor:
     out = torch.zeros(len(rows), width, dtype=dtype)
     for i, row in enumerate(rows):
         out[i, : len(row)] = torch.tensor(row, dtype=dtype)
+    return out
+
+
+def temperatures_of(rollouts: Sequence[Rollout], width: int, everywhere: float) -> Tensor:
+    """[B,width] at which each token was drawn: as the engine reported, else the same one everywhere."""
+    out = torch.full((len(rollouts), width), everywhere)
+    for row, rollout in enumerate(rollouts):
+        if rollout.temperatures is not None:
+            out[row, : len(rollout.ids)] = torch.tensor(rollout.temperatures)
     return out
 
 

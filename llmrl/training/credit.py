@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmrl.algorithm import Algorithm, required
+from llmrl.algorithm import Algorithm, required, when
 from llmrl.batch import VOCABULARY, Batch, Credit, call, sources
 from llmrl.catalog import inputs_of, name_of
 from llmrl.errors import RecipeError
+from llmrl.ops.groups import group_mean
 from llmrl.ops.masked import last_counted
+from llmrl.selections.selection import Selection
 from llmrl.training.ranks import Ranks
 
 PASSES = frozenset(n for n, a in VOCABULARY.items() if a.source in ("old", "ref"))
@@ -23,10 +25,13 @@ def needs_passes(part: Any) -> bool:
     return bool(sources(inputs_of(part)) & PASSES)
 
 
-def reward(batch: Batch, combine: Sequence[Any], ranks: Ranks) -> None:
-    """Run the combiners given; writes `rewards` [B] or `token_rewards` [B,T], by the shape of what a part returns."""
+def reward(batch: Batch, combine: Sequence[Any], ranks: Ranks, states: dict[str, Any] | None = None) -> None:
+    """Run the combiners given; writes `rewards` [B] or `token_rewards` [B,T], by the shape of what a part returns.
+
+    states: memories by 'combine.name', replaced by what each part leaves.
+    """
     for part in combine:
-        out = on_all_ranks(part, batch, ranks)
+        out = on_all_ranks(part, batch, ranks, states, "combine")
         if out.dim() == 2 and "token_rewards" in batch.arrays and "token_rewards" not in inputs_of(part):
             raise RecipeError(
                 f"algorithm.combine: {name_of(part)} would overwrite the token_rewards of the part before it. Leave one of "
@@ -35,44 +40,107 @@ def reward(batch: Batch, combine: Sequence[Any], ranks: Ranks) -> None:
         batch.arrays["rewards" if out.dim() == 1 else "token_rewards"] = out
 
 
-def selected(batch: Batch, select: Sequence[Any], ranks: Ranks) -> list[int]:
-    """This rank's rows that every selection keeps, in order."""
-    keep = torch.ones(len(batch), dtype=torch.bool)
+def without_probes(batch: Batch, ranks: Ranks) -> list[int]:
+    """Write each row's `greedy_rewards` from its group's greedy answer; the rows that are no such answer."""
+    arrays, own = ranks.gather_arrays({k: batch.arrays[k] for k in ("rewards", "probe", "group_ids")})
+    share = group_mean(arrays["probe"].float(), arrays["group_ids"])
+    total = group_mean(torch.where(arrays["probe"], arrays["rewards"], 0.0), arrays["group_ids"])
+    judged = (share > 0)[own] & ~batch.arrays["probe"]  # one whose greedy answer was dropped has no baseline
+    batch.arrays["greedy_rewards"] = (total / share.clamp(min=1e-9))[own]
+    return judged.nonzero().squeeze(1).tolist()
+
+
+def selected(
+    batch: Batch, select: Sequence[Any], ranks: Ranks, states: dict[str, Any] | None = None, at: str = "scored"
+) -> tuple[list[int], int]:
+    """(this rank's rows that every selection of that time keeps, in order; batches of prompts it may take to fill up).
+
+    Weights, masks and pairs that a selection gives are written into the batch.
+    """
+    keep, more = torch.ones(len(batch), dtype=torch.bool), 0
     for part in select:
-        keep &= on_all_ranks(part, batch, ranks).keep
-    return keep.nonzero().squeeze(1).tolist()
+        if when(part) != at:
+            continue
+        said: Selection = on_all_ranks(part, batch, ranks, states, "select")
+        more = max(more, said.want_more)
+        keep &= said.keep if said.keep is not None else True
+        batch.write({k: v for k in ("weights", "loss_mask") if (v := getattr(said, k)) is not None})
+        if said.pairs is not None:
+            batch.pairs = said.pairs
+    return keep.nonzero().squeeze(1).tolist(), more
 
 
-def assign_credit(batch: Batch, algorithm: Algorithm, ranks: Ranks) -> None:
-    """Write `advantages` [B,T] (and `returns` where the estimator gives them), then as each shaping part returns them."""
+def assign_credit(batch: Batch, algorithm: Algorithm, ranks: Ranks, states: dict[str, Any] | None = None) -> None:
+    """Write `advantages` [B,T] (and `returns` where the estimator gives them), then what each shaping part returns."""
     if "token_rewards" in batch.arrays and "token_rewards" not in required(algorithm):
         raise RecipeError(
             "algorithm.combine: a part lays rewards on tokens, but no later part reads token_rewards, so it would have no "
             "effect. Use an advantage that reads them, such as gae, or leave the part out."
         )
+    mask = batch.arrays["loss_mask"]
+    if "token_rewards" not in batch.arrays and "rewards" in batch.arrays:
+        batch.arrays["token_rewards"] = batch.arrays["rewards"][:, None] * last_counted(mask)
     if algorithm.advantage is not None:
-        mask = batch.arrays["loss_mask"]
-        if "token_rewards" not in batch.arrays and "rewards" in batch.arrays:
-            batch.arrays["token_rewards"] = batch.arrays["rewards"][:, None] * last_counted(mask)
-        out = on_all_ranks(algorithm.advantage, batch, ranks)
+        out = on_all_ranks(algorithm.advantage, batch, ranks, states, "advantage")
         if isinstance(out, Credit):
             batch.arrays["returns"] = out.returns
             out = out.advantages
-        out = out[:, None].expand(mask.shape) if out.dim() == 1 else out
-        batch.arrays["advantages"] = torch.where(mask, out, torch.zeros_like(out))
+        batch.write({"advantages": laid_out(out, mask)})
     for part in algorithm.shaping:
-        batch.arrays["advantages"] = on_all_ranks(part, batch, ranks)
+        out = on_all_ranks(part, batch, ranks, states, "shaping")
+        batch.write(out if isinstance(out, dict) else {"advantages": out})
 
 
-def on_all_ranks(part: Any, batch: Batch, ranks: Ranks) -> Any:
-    """Call a part on the rows of all ranks and return this rank's share of what it gives."""
+def laid_out(numbers: Tensor, mask: Tensor) -> Tensor:
+    """[B,T] of [B] or [B,T]."""
+    return numbers[:, None].expand(mask.shape) if numbers.dim() == 1 else numbers
+
+
+def on_all_ranks(part: Any, batch: Batch, ranks: Ranks, states: dict[str, Any] | None = None, stage: str = "") -> Any:
+    """Call a part on the rows of all ranks and return this rank's share of what it gives; its memory goes on in states."""
+    key = f"{stage}.{name_of(part)}"
+    state = (states or {}).get(key)
     if ranks.size == 1:
-        return call(part, batch)
-    arrays, own = ranks.gather_arrays(batch.arrays)
-    out = call(part, Batch([], arrays, None, batch.constants))
+        out = call(part, batch, state)
+    else:
+        arrays, own = ranks.gather_arrays(batch.arrays)
+        constants = batch.constants
+        out = call(part, Batch([], arrays, None, constants), state)
+    if hasattr(part, "init"):
+        out, states[key] = out
+    if ranks.size == 1:
+        return out
     width = batch.arrays["loss_mask"].shape[1]
 
-    def mine(x: Tensor) -> Tensor:
+    def mine(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
         return x[own] if x.dim() == 1 else x[own, :width]
 
-    return mine(out) if isinstance(out, Tensor) else type(out)(*(mine(x) if isinstance(x, Tensor) else x for x in out))
+    if isinstance(out, Tensor):
+        return mine(out)
+    if isinstance(out, dict):
+        return {name: mine(x) if x.dim() else x for name, x in out.items()}
+    if isinstance(out, Selection):
+        return out._replace(
+            **{k: mine(getattr(out, k)) for k in ("keep", "weights", "loss_mask")}, pairs=_own(out.pairs, own)
+        )
+    return type(out)(*map(mine, out))
+
+
+def _own(pairs: Tensor | None, rows: slice) -> Tensor | None:
+    """The pairs that stand whole among a rank's rows, numbered from its first; a prompt's rows are all on one rank."""
+    if pairs is None:
+        return None
+    inside = ((pairs >= rows.start) & (pairs < rows.stop)).all(1)
+    return pairs[inside] - rows.start
+
+
+def diagnosed(batch: Batch, diagnostics: Sequence[Any], ranks: Ranks) -> dict[str, float]:
+    """What the diagnostics say of the rows of all ranks, by metric name."""
+    out: dict[str, float] = {}
+    if diagnostics:
+        arrays, _ = ranks.gather_arrays(batch.arrays)
+        for part in diagnostics:
+            out |= call(part, Batch([], arrays, None, batch.constants))
+    return out

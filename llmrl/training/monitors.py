@@ -29,7 +29,16 @@ class Averages:
 
     def add_maximum(self, name: str, values: Tensor) -> None:
         if values.numel():
-            self.maxima[name] = max(self.maxima.get(name, 0.0), float(values.detach().max()))
+            here = float(values.detach().max())
+            self.maxima[name] = max(self.maxima.get(name, here), here)
+
+    def merge(self, other: Averages) -> None:
+        """Take in what was measured elsewhere."""
+        for mine, theirs in ((self.sums, other.sums), (self.counts, other.counts)):
+            for name, number in theirs.items():
+                mine[name] = mine.get(name, 0.0) + number
+        for name, number in other.maxima.items():
+            self.maxima[name] = max(self.maxima.get(name, number), number)
 
 
 def gap(averages: Averages, logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> None:

@@ -9,21 +9,24 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Batch
-from llmrl.policy.forward import Rows
+from llmrl.policy.forward import ACTION_VALUES, Rows, StoredStates
 from llmrl.policy.model import Policy
 from llmrl.training.micro_batches import split
 
 
-def rows_of(batch: Batch, indices: Sequence[int], under: str = "training") -> Rows:
-    """The model's view of some rows. under: 'training', or 'sampled' for the context that was sampled from."""
+def rows_of(batch: Batch, indices: Sequence[int], under: str = "training", keyed: bool = False) -> Rows:
+    """The model's view of some rows. under: 'training', or 'sampled' for the context that was sampled from. keyed: with
+    what a row's noise hangs on, which is what it says and not where it stands.
+    """
     samples = [batch.samples[i] for i in indices]
     mask = batch.arrays["loss_mask"]
-    temperatures = batch.arrays["temperatures"][:, 0].tolist()
+    temperatures = batch.arrays["temperatures"]
     return Rows(
         contexts=[getattr(s, under) for s in samples],
         responses=[s.response for s in samples],
         masks=[mask[i, : len(batch.samples[i].response)].tolist() for i in indices],
-        temperatures=[temperatures[i] for i in indices],
+        temperatures=[temperatures[i, : len(batch.samples[i].response)].tolist() for i in indices],
+        keys=[hash((s.training, s.response)) for s in samples] if keyed else None,
     )
 
 
@@ -35,21 +38,33 @@ def run_pass(
     *,
     entropy: bool = False,
     values: bool = False,
+    action_values: bool = False,
     under: str = "training",
     reference: bool = False,
+    keep_as: str | None = None,
 ) -> dict[str, Tensor]:
-    """{'logprobs', 'entropy'?, 'values'?} of every row, [B,T] on the CPU, without gradient.
+    """{'logprobs', 'entropy'?, 'values'?, and for action_values ACTION_VALUES} of every row, [B,T] on the CPU.
 
-    reference: with the adapters off. Rows go through in micro-batches of at most `budget` tokens.
+    Without gradient. reference: with the adapters off. keep_as: store the hidden states in the batch under that name, for
+    divergences over the vocabulary. Rows go through in micro-batches of at most `budget` tokens.
     """
     width = batch.arrays["loss_mask"].shape[1]
     names = ["logprobs", *(["entropy"] if entropy else []), *(["values"] if values else [])]
+    names += ACTION_VALUES if action_values else ()
     out = {name: torch.zeros(len(batch), width) for name in names}  # there also when there are no rows
     contexts = [getattr(s, under) for s in batch.samples]
     lengths = [len(s.response) for s in batch.samples]
+    states: list[Tensor] = [torch.zeros(0)] * len(batch)
+    masks = rows_of(batch, range(len(batch)), under).masks
     with policy.reference() if reference else contextlib.nullcontext():
         for rows in split([[i] for i in range(len(batch))], contexts, lengths, budget, policy.shared):
-            got = policy.statistics(rows_of(batch, rows, under), width, entropy=entropy, values=values)
+            seen = rows_of(batch, rows, under)
+            asked = {"entropy": entropy, "values": values, "action_values": action_values}
+            got = policy.statistics(seen, width, states=keep_as is not None, **asked)
+            for i, mine in zip(rows, seen.by_row(got.pop("states").cpu()) if keep_as else [], strict=False):
+                states[i] = mine
             for name, array in got.items():
                 out[name][rows] = array.float().cpu()
+        if keep_as is not None:
+            batch.stored[keep_as] = StoredStates(states, masks, policy.head())
     return out

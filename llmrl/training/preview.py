@@ -10,6 +10,7 @@ import torch
 
 from llmrl import catalog
 from llmrl.algorithm import build_stage, passes
+from llmrl.combinations import cautions
 from llmrl.config import Model
 from llmrl.data.prompts import load
 from llmrl.errors import ModelError
@@ -38,7 +39,8 @@ def preview(recipe: Recipe) -> str:
         ]
         for stage, algorithm in zip(recipe.stages, algorithms, strict=True):
             plans = passes(algorithm, online=not replays(stage.rollout.engine))
-            out += ["", f"stage {stage.name}", *data_lines(stage, tokenizer, recipe.run.seed)]
+            warned = [f"  careful: {line}" for line in cautions(algorithm)]
+            out += ["", f"stage {stage.name}", *warned, *data_lines(stage, tokenizer, recipe.run.seed)]
             out += [f"  pass {p.name}: {p.why}" for p in plans]
             values = any("values" in p.arrays for p in plans)
             reference = any(p.name == "ref" for p in plans) and model.lora is None

@@ -36,7 +36,7 @@ def setting_of(
         "versions": {name: found for name in ("torch", "transformers", *vllm) if (found := installed(name))},
         "seed": seed,
         "num_samples": what.num_samples,
-        "sampling": asdict(what.sampling),
+        "sampling": {k: v for k, v in asdict(what.sampling).items() if k != "per_token"},  # never measured so
         "prompts": asked.hexdigest(),
     }
 

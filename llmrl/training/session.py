@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from llmrl import observe
+from llmrl import observe, references
 from llmrl.algorithm import build_stage as build_algorithm
 from llmrl.api import Result
+from llmrl.combinations import cautions
 from llmrl.errors import CheckpointError, LlmrlError
 from llmrl.loop import Loop
 from llmrl.measure import measure
@@ -130,6 +131,7 @@ class Session:
                     )
                 checkpoint.load(resumed, policy, stage.updater.optimizer)
                 start, stage.version, stage.memory = state["step"], state["version"], state["memory"]
+                stage.states, stage.drawn = state["states"], state["drawn"]
             self.train(stage, policy, start)
             memory = stage.memory
             stage.close()
@@ -141,6 +143,8 @@ class Session:
         config, name = stage.config, stage.config.name
         self.panel.stage(name, stage.steps)
         self.panel.message(f"{name}: {stage.prompts.report}")
+        for line in cautions(stage.algorithm):
+            self.panel.message(f"{name}: careful: {line}")
         for evaluation, what in stage.measurements.items():
             if what.prompts.report.too_long or what.prompts.report.bad:
                 self.panel.message(f"evaluation {evaluation}: {what.prompts.report}")
@@ -153,6 +157,7 @@ class Session:
         if start == 0:
             self.measure(loop, 0)
         for number in range(start, stage.steps):
+            self.look_ahead(loop, number, start)
             done = loop.step(number)
             self.global_step += 1
             row = observe.describe(done, [s.name for s in stage.scorers], self.ranks)
@@ -162,6 +167,19 @@ class Session:
             every, last = config.training.save_every, number + 1 == stage.steps
             if last or (every and (number + 1) % every == 0):
                 self.save(stage, policy, number + 1, last)
+
+    def look_ahead(self, loop: Loop, number: int, start: int) -> None:
+        """The rollouts ahead of training, at the start and as often as the algorithm asks."""
+        before = loop.stage.algorithm.before
+        if before is None:
+            return
+        every = before.refresh_every
+        if number == start or (every and number % every == 0):
+            references.look_ahead(loop, self.folder.path, number - number % every if every else 0, number)
+            sampled, left = len(loop.stage.dealt), len(loop.stage.prompts) - len(loop.stage.dealt)
+            self.panel.message(
+                f"{loop.stage.config.name}: reference rollouts done; {sampled:,} prompts stay, {left:,} left out"
+            )
 
     def measure(self, loop: Loop, step: int) -> None:
         """The evaluations that are due after a step of the stage: at its start, every so often, at its end."""
@@ -186,6 +204,8 @@ class Session:
                 "global_step": self.global_step,
                 "version": stage.version,
                 "memory": stage.memory,
+                "states": stage.states,
+                "drawn": stage.drawn,
                 "prompts": stage.prompts.digest,
                 "recipe": identity(self.recipe, self.functions),
             }

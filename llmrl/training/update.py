@@ -1,25 +1,28 @@
-"""Optimizer steps on one batch: epochs × mini-batches × micro-batches, with the counts of all ranks."""
+"""What an update rule works on: the losses of a batch's mini-batches, their gradients, and the optimizer's step."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmrl import catalog
-from llmrl.algorithm import Algorithm, droppable, required
+from llmrl.algorithm import Algorithm, Extra, droppable, together
 from llmrl.batch import VOCABULARY, Batch, call, sources
-from llmrl.errors import TrainingError
+from llmrl.errors import RecipeError, TrainingError
 from llmrl.ops.reduce import reduce_tokens, reduce_units, row_coefficients
-from llmrl.policy.forward import Rows
+from llmrl.policy.forward import ACTION_VALUES, Rows
 from llmrl.policy.model import Policy
 from llmrl.training import monitors
+from llmrl.training.credit import on_all_ranks
 from llmrl.training.micro_batches import split
 from llmrl.training.passes import rows_of, run_pass
 from llmrl.training.ranks import Ranks
+from llmrl.updates.epochs import Epochs
 
 MONITORED_ROWS = 8  # rows forwarded for the monitor alone, when the update's own rows cannot tell
 
@@ -51,33 +54,29 @@ class Updater:
         self.policy, self.optimizer, self.ranks, self.settings = policy, optimizer, ranks, settings
         self.sampler = sampler or policy
 
-    def update(self, batch: Batch, algorithm: Algorithm, *, learning_rate: float, seed: int) -> dict[str, float]:
-        """Means over the batch by metric name. Raises TrainingError on a non-finite gradient or a log-probability gap."""
+    def update(
+        self,
+        batch: Batch,
+        algorithm: Algorithm,
+        *,
+        learning_rate: float,
+        seed: int,
+        extras: Sequence[tuple[Extra, Batch]] = (),
+        states: dict[str, Any] | None = None,
+    ) -> dict[str, float]:
+        """Means over the batch by metric name. extras: second batches, this rank's rows. states: memories of parts by
+        'stage.name', replaced by what they become. Raises TrainingError on a non-finite gradient or a log-probability gap.
+        """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        averages = monitors.Averages()
-        counts, own = self.ranks.gather_arrays({k: batch.arrays[k] for k in ("group_ids", "lengths")})
-        norms = []
-        for number, chosen in enumerate(mini_batches(counts["group_ids"], algorithm, seed)):
-            member = torch.isin(counts["group_ids"], chosen)
-            coefficients = torch.zeros(len(member))
-            coefficients[member] = row_coefficients(
-                algorithm.reduce, counts["lengths"][member], counts["group_ids"][member], self.settings.max_length
-            )
-            rows = member[own].nonzero().squeeze(1).tolist()
-            if number == 0:
-                self._watch(batch, rows, algorithm, averages)
-            units = {
-                "token": 0,
-                "sequence": int((counts["lengths"][member] > 0).sum()),
-                "pair": int(self.ranks.sums({"pairs": pairs_among(batch, rows)})["pairs"]),
-            }
-            self._backward(batch, rows, coefficients[own], units, algorithm, averages, measure_gap=number == 0)
-            self._check_gap(averages)
-            norms.append(self._step())
-        updates = max(len(norms), 1)  # none when no rank has a row
-        facts = {"gradient/norm": sum(norms) / updates, "update/steps": len(norms)}
-        return {"update/rows": 0.0} | self._report(averages, updates) | facts
+            group["lr"] = learning_rate * group.get("rate", 1.0)
+        states = {} if states is None else states
+        for key, part in algorithm.remembering().items():
+            states.setdefault(key, part.init())
+        rule = algorithm.update or Epochs()
+        problem = Problem(self, batch, algorithm, extras, states, seed)
+        key = f"update.{catalog.name_of(rule)}"
+        told, states[key] = rule.apply(states.get(key, rule.init()), problem)
+        return problem.report() | told
 
     @torch.no_grad()
     def measure(self, batch: Batch, algorithm: Algorithm) -> dict[str, float]:
@@ -86,76 +85,121 @@ class Updater:
         Other ranks take no part, so that one of them can measure alone.
         """
         averages = monitors.Averages()
-        arrays = batch.arrays
-        coefficients = row_coefficients(
-            algorithm.reduce, arrays["lengths"], arrays["group_ids"], self.settings.max_length
-        )
-        rows = (arrays["lengths"] > 0).nonzero().squeeze(1).tolist()
-        units = {"token": 0, "sequence": len(rows), "pair": pairs_among(batch, rows)}
-        for chosen in self._micro_batches(batch, rows):
-            self._loss(batch.take(chosen), coefficients[chosen], units, algorithm, averages, measure_gap=False)
+        states = {key: part.init() for key, part in algorithm.remembering().items()}
+        counts = Counts.of(batch.arrays, algorithm.reduce, self.settings, slice(None), pairs_among(batch))
+        job = Job(self, batch, algorithm, states, counts)
+        for chosen in job.micro_batches((batch.arrays["lengths"] > 0).nonzero().squeeze(1).tolist()):
+            job.loss(chosen, averages)
         return means(averages.sums, averages.counts, 1)
 
-    def _micro_batches(self, batch: Batch, rows: list[int]) -> list[list[int]]:
-        contexts, lengths = [s.training for s in batch.samples], [len(s.response) for s in batch.samples]
-        return split(units_of(batch, rows), contexts, lengths, self.settings.tokens_per_micro_batch, self.policy.shared)
 
-    def _backward(
+@dataclass(frozen=True)
+class Counts:
+    """What the loss of a mini-batch is divided by: a coefficient for each of this rank's rows, and the units of all ranks."""
+
+    coefficients: Tensor
+    units: dict[str, int]
+
+    @classmethod
+    def of(cls, arrays: dict[str, Tensor], mode: str, settings: Settings, own: slice, pairs: int = 0) -> Counts:
+        """arrays: group_ids and lengths of all ranks; own: this rank's rows among them."""
+        lengths, groups = arrays["lengths"], arrays["group_ids"]
+        coefficients = row_coefficients(mode, lengths, groups, settings.max_length)[own]
+        filled = lengths > 0
+        units = {"sequence": int(filled.sum()), "group": len(groups[filled].unique()), "pair": pairs}
+        return cls(coefficients, units)
+
+
+class Job:
+    """The loss of one batch of rows on this rank, a micro-batch at a time.
+
+    extra: the Extra that the rows belong to; None for the rollouts. only: names of the loss parts that count. noise_seed:
+    of the noise inside the model, where the algorithm has some.
+    """
+
+    def __init__(
         self,
+        updater: Updater,
         batch: Batch,
-        rows: list[int],
-        coefficients: Tensor,
-        units: dict[str, int],
         algorithm: Algorithm,
-        averages: monitors.Averages,
-        measure_gap: bool,
-    ) -> None:
-        forwarded = active(batch, rows, algorithm)
-        averages.add("update/rows", torch.tensor([len(forwarded)]))
-        plan = self._micro_batches(batch, forwarded)
-        if self.ranks.maximum(len(plan)) == 0:
-            return
-        for place, chosen in enumerate(plan or [[]]):
-            with self._synchronised(last=place + 1 >= len(plan)):
-                loss = self._loss(batch.take(chosen), coefficients[chosen], units, algorithm, averages, measure_gap)
-                self.ranks.accelerator.backward(loss * self.ranks.size)
+        states: dict[str, Any],
+        counts: Counts,
+        extra: Extra | None = None,
+        only: Collection[str] | None = None,
+        noise_seed: int = 0,
+    ):
+        self.noise_seed = noise_seed
+        self.updater, self.batch, self.algorithm, self.counts, self.extra = updater, batch, algorithm, counts, extra
+        stages = (
+            (("extra", extra.objective),)
+            if extra
+            else (
+                ("objective", algorithm.objective),
+                ("regularizers", algorithm.regularizers),
+            )
+        )
+        self.parts = [
+            (stage, part, states.get(f"{stage}.{catalog.name_of(part)}"))
+            for stage, parts in stages
+            for part in parts
+            if only is None or catalog.name_of(part) in only
+        ]
+        self.names = sources(name for _, part, _ in self.parts for name in catalog.inputs_of(part))
 
-    def _loss(
-        self,
-        micro: Batch,
-        coefficients: Tensor,
-        units: dict[str, int],
-        algorithm: Algorithm,
-        averages: monitors.Averages,
-        measure_gap: bool,
-    ) -> Tensor:
-        device = self.policy.device
-        wanted = sources(required(algorithm))
-        asked = {name: name in wanted for name in ("entropy", "values", "scores")}
-        forwarded = {name for name in wanted if VOCABULARY[name].source in ("current", "old", "ref")}
+    def micro_batches(self, rows: Sequence[int]) -> list[list[int]]:
+        samples, policy = self.batch.samples, self.updater.policy
+        units = units_of(self.batch, list(rows), self.extra is None and together(self.algorithm))
+        budget = self.updater.settings.tokens_per_micro_batch
+        return split(units, [s.training for s in samples], [len(s.response) for s in samples], budget, policy.shared)
+
+    def active(self) -> list[int]:
+        """The rows that the loss does not multiply by zero."""
+        return active(self.batch, range(len(self.batch)), self.algorithm if self.extra is None else None)
+
+    def loss(self, chosen: list[int], averages: monitors.Averages, measure_gap: bool = False) -> Tensor:
+        """The share of the loss that these rows have; what they say of themselves goes into averages."""
+        updater, policy, main = self.updater, self.updater.policy, self.extra is None
+        micro, device = self.batch.take(chosen), self.updater.policy.device
+        asked: dict[str, Any] = {name: name in self.names for name in ("entropy", "values", "scores")}
+        asked["action_values"] = bool(self.names & set(ACTION_VALUES))
+        asked |= {name: micro.stored[name] for name in ("old", "ref") if f"{name}_kl" in self.names}
+        if self.algorithm.perturb is not None and main:
+            asked["perturbed"] = self.noise_seed
+        forwarded = {name for name in self.names if VOCABULARY[name].source in ("current", "old", "ref")}
         asked["logprobs"] = forwarded != {"scores"} or "rollout_logprobs" in micro.arrays
-        if not len(micro):  # a rank without rows still takes part in the reduction of gradients
-            return sum(self.policy.statistics(Rows([[0]], [[0]], [[True]], [1.0]), 1, **asked).values()).sum() * 0.0
         mask = micro.arrays["loss_mask"]
-        out = self.policy.statistics(rows_of(micro, range(len(micro))), mask.shape[1], **asked)
+        rows = rows_of(micro, range(len(micro)), keyed="perturbed" in asked)
+        out = policy.statistics(rows, mask.shape[1], **asked)
         micro.arrays = {k: v.to(device) for k, v in micro.arrays.items()} | out
-        moved = "old_logprobs" in micro.arrays or algorithm.epochs * algorithm.minibatches == 1
+        moved = "old_logprobs" in micro.arrays or self.algorithm.single_update
         if "logprobs" in out:
             micro.arrays.setdefault("old_logprobs", out["logprobs"].detach())
         mask, arrays = micro.arrays["loss_mask"], micro.arrays
+        coefficients = self.counts.coefficients[chosen].to(device)
         total = torch.zeros((), device=device)
-        for part in (*algorithm.objective, *algorithm.regularizers):
-            loss = call(part, micro)
+        for stage, part, state in self.parts:
+            loss, name = call(part, micro, state), catalog.name_of(part)
+            weights = arrays.get("weights") if stage == "objective" else None
             if loss.unit == "token":
-                number = reduce_tokens(loss.values, mask, coefficients.to(device), arrays.get("weights"))
+                number = reduce_tokens(loss.values, mask, coefficients, weights)
             else:
-                number = reduce_units(loss.values, units[loss.unit])
+                if weights is not None and bool((weights[mask] != 1).any()):
+                    raise RecipeError(
+                        f"algorithm.objective: {name} gives one loss a {loss.unit}, and weights on tokens mean nothing there. "
+                        "Leave the part out that writes them (shaping, prepare or select), or use a loss on tokens."
+                    )
+                number = reduce_units(loss.values, self.counts.units[loss.unit])
             total = total + number
-            averages.add_total(f"loss/{catalog.name_of(part)}", float(number.detach()))
-            for name, values in loss.stats.items():
-                averages.add(name, values, mask if values.shape == mask.shape else None)
+            averages.add_total(f"loss/{name}" if main else f"loss/extra_{name}", float(number.detach()))
+            for stat, values in loss.stats.items():
+                label, kept = stat if main else f"extra/{stat}", mask if values.shape == mask.shape else None
+                averages.add(label, values, kept)
+                averages.add_maximum(f"{label}/max", values[kept] if kept is not None else values)
+        total = total * self.extra.coefficient if self.extra else total
         averages.add_total("loss/total", float(total.detach()))
-        if measure_gap and self.sampler is self.policy and "rollout_logprobs" in arrays:
+        if not main:
+            return total
+        if measure_gap and updater.sampler is policy and "rollout_logprobs" in arrays:
             same = torch.tensor([s.training == s.sampled for s in micro.samples], device=device)[:, None]
             monitors.gap(averages, out["logprobs"], arrays["rollout_logprobs"], mask & same)
         if "logprobs" in out:
@@ -165,69 +209,209 @@ class Updater:
             averages.add("policy/entropy_exact", out["entropy"], mask)
         return total
 
-    def _watch(self, batch: Batch, rows: list[int], algorithm: Algorithm, averages: monitors.Averages) -> None:
+    def nothing(self) -> Tensor:
+        """What a rank without rows adds, so that it takes part in the reduction of gradients."""
+        asked = {"values": "values" in self.names, "scores": "scores" in self.names}
+        rows = Rows([[0]], [[0]], [[True]], [1.0])
+        return sum(x.sum() for x in self.updater.policy.statistics(rows, 1, **asked).values()) * 0.0
+
+
+@dataclass
+class MiniBatch:
+    """This rank's rows of one optimizer step. extras: second batches' shares. prepared: after how many steps it was."""
+
+    rows: list[int]
+    batch: Batch
+    extras: list[tuple[Extra, Batch]]
+    prepared: int = -1
+
+
+class Problem:
+    """One batch's optimization, for the rules of `llmrl.updates`: mini-batches, gradients over all ranks, steps."""
+
+    def __init__(
+        self,
+        updater: Updater,
+        batch: Batch,
+        algorithm: Algorithm,
+        extras: Sequence[tuple[Extra, Batch]],
+        states: dict[str, Any],
+        seed: int,
+    ):
+        self.updater, self.batch, self.algorithm = updater, batch, algorithm
+        self.extras, self.states, self.seed, self.ranks = extras, states, seed, updater.ranks
+        self.epochs = algorithm.epochs
+        held = {id(p) for group in updater.optimizer.param_groups for p in group["params"]}
+        self.parameters: list[nn.Parameter] = [p for _, p in updater.policy.trainable() if id(p) in held]
+        self.groups = updater.ranks.gather_arrays({"group_ids": batch.arrays["group_ids"]})[0]["group_ids"]
+        self.averages, self.norms, self.measured, self.last = monitors.Averages(), [], 0, {}
+
+    def minibatches(self, epoch: int) -> list[MiniBatch]:
+        """The mini-batches of an epoch: whole prompts together, in an order that depends on the seed alone."""
+        groups = self.groups.unique()
+        generator = torch.Generator().manual_seed(self.seed * 1_000 + epoch)
+        shuffled = groups[torch.randperm(len(groups), generator=generator)]
+        parts = [part for part in shuffled.tensor_split(self.algorithm.minibatches) if len(part)]
+        out = []
+        for number, part in enumerate(parts):
+            rows = torch.isin(self.batch.arrays["group_ids"], part).nonzero().squeeze(1).tolist()
+            shares = [(e, b.take(self._share(e, b, part, number, len(parts)))) for e, b in self.extras]
+            out.append(MiniBatch(rows, self.batch.take(rows), shares))
+        return out
+
+    def _share(self, extra: Extra, batch: Batch, groups: Tensor, number: int, parts: int) -> list[int]:
+        """Rows of a second batch that belong to a mini-batch: those of its prompts, or an even share of a batch of its own."""
+        if extra.source == "stored":
+            return torch.isin(batch.arrays["group_ids"], groups).nonzero().squeeze(1).tolist()
+        return torch.arange(len(batch)).tensor_split(parts)[number].tolist()
+
+    def gradient(self, mini: MiniBatch, only: Collection[str] | None = None) -> dict[str, float]:
+        """Add the gradient of the mini-batch's loss, over all ranks, to every parameter's `grad`.
+
+        only: names of the loss parts that count, extras left out. Returns means over all ranks by name of the statistic,
+        '<statistic>/max' maxima, 'loss' and 'rows'.
+        """
+        self._prepare(mini)
+        averages, first = monitors.Averages(), self.measured == 0
+        if first:
+            self._watch(mini, averages)
+        jobs = self._jobs(mini, only)
+        plan = [(job, chosen) for job in jobs for chosen in job.micro_batches(job.active())]
+        averages.add("update/rows", torch.tensor([len(jobs[0].active())]))
+        self.measured += only is None
+        if self.ranks.maximum(len(plan)):
+            for place, (job, chosen) in enumerate(plan or [(jobs[0], [])]):
+                with self._synchronised(last=place + 1 >= len(plan)):
+                    loss = job.loss(chosen, averages, first and not self.algorithm.perturb) if chosen else job.nothing()
+                    self.ranks.accelerator.backward(loss * self.ranks.size)
+        self._check_gap(averages)
+        self.last = self._told(averages, keep=only is None)  # the log is of the whole loss
+        return self.last
+
+    @torch.no_grad()
+    def measure(self, mini: MiniBatch, only: Collection[str] | None = None) -> dict[str, float]:
+        """What `gradient` returns, without a gradient."""
+        self._prepare(mini)
+        averages = monitors.Averages()
+        jobs = self._jobs(mini, only)
+        averages.add("update/rows", torch.tensor([len(jobs[0].active())]))
+        for job in jobs:
+            for chosen in job.micro_batches(job.active()):
+                job.loss(chosen, averages)
+        return self._told(averages, keep=False)
+
+    def step(self) -> float:
+        """Clip the gradient, make the optimizer's step, let the loss parts observe it; the gradient's norm."""
+        for p in self.parameters:
+            if p.grad is None:  # nothing was forwarded: an exact zero, so that the optimizer's moments still decay
+                p.grad = torch.zeros_like(p)
+        norm = float(self.ranks.accelerator.clip_grad_norm_(self.parameters, self.updater.settings.max_grad_norm))
+        if not norm < float("inf"):
+            raise TrainingError(
+                f"the gradient's norm is {norm}; expected a finite number. Lower training.learning_rate, or "
+                "look at the last rollouts of the run for a score out of range."
+            )
+        self.updater.optimizer.step()
+        self.zero()
+        self.norms.append(norm)
+        for key, part in self.algorithm.remembering().items():
+            if hasattr(part, "observe"):
+                self.states[key] = part.observe(self.states[key], self.last)
+        return norm
+
+    def zero(self) -> None:
+        """Forget the gradient, also that of parameters which this stage does not train."""
+        self.updater.policy.module.zero_grad(set_to_none=True)
+
+    def report(self) -> dict[str, float]:
+        """Means over everything that was done, by metric name."""
+        updates = max(self.measured, 1)  # none when no rank has a row
+        facts = {"gradient/norm": sum(self.norms) / max(len(self.norms), 1), "update/steps": len(self.norms)}
+        out = means(self.ranks.sums(self.averages.sums), self.ranks.sums(self.averages.counts), updates)
+        return {"update/rows": 0.0} | out | maxima(self.ranks, self.averages.maxima) | facts
+
+    def _told(self, averages: monitors.Averages, keep: bool = True) -> dict[str, float]:
+        out = means(self.ranks.sums(averages.sums), self.ranks.sums(averages.counts), 1)
+        out |= maxima(self.ranks, averages.maxima)
+        out |= {"loss": out.get("loss/total", 0.0), "rows": self.ranks.sums(averages.sums).get("update/rows", 0.0)}
+        if keep:
+            averages.maxima = {k: v for k, v in averages.maxima.items() if not k.endswith("/max")}
+            self.averages.merge(averages)
+        return out
+
+    def _jobs(self, mini: MiniBatch, only: Collection[str] | None) -> list[Job]:
+        """The rollouts' job, and one for each second batch unless only some parts count."""
+        updater, algorithm = self.updater, self.algorithm
+        arrays, own = self.ranks.gather_arrays({k: mini.batch.arrays[k] for k in ("group_ids", "lengths")})
+        pairs = int(self.ranks.sums({"pairs": pairs_among(mini.batch)})["pairs"])
+        counts = Counts.of(arrays, algorithm.reduce, updater.settings, own, pairs)
+        noise = self.seed * 1_000 + len(self.norms)
+        jobs = [Job(updater, mini.batch, algorithm, self.states, counts, only=only, noise_seed=noise)]
+        for extra, batch in mini.extras if only is None else ():
+            mine, here = self.ranks.gather_arrays({k: batch.arrays[k] for k in ("group_ids", "lengths")})
+            counted = Counts.of(mine, extra.reduce, updater.settings, here)
+            if extra.gate is not None:  # over all prompts, also those without a row
+                prompts = max(len(arrays["group_ids"].unique()), 1)
+                counted.coefficients.mul_(counted.units["sequence"] / prompts)
+            jobs.append(Job(updater, batch, algorithm, self.states, counted, extra))
+        return jobs
+
+    def _prepare(self, mini: MiniBatch) -> None:
+        """Run the parts that look at the whole mini-batch, under the weights as they are now."""
+        if not self.algorithm.prepare or mini.prepared == len(self.norms):
+            return
+        mini.batch = self.batch.take(mini.rows)
+        names = sources(name for part in self.algorithm.prepare for name in catalog.inputs_of(part))
+        current = {name for name in names if VOCABULARY[name].source == "current"}
+        if not self.norms:
+            now = {name: mini.batch.arrays[f"old_{name}"] for name in current}
+        else:
+            budget = self.updater.settings.tokens_per_micro_batch
+            got = run_pass(self.updater.policy, mini.batch, budget, entropy="entropy" in current)
+            now = {name: got[name] for name in current}
+        mini.batch.arrays |= now
+        for part in self.algorithm.prepare:
+            mini.batch.write(on_all_ranks(part, mini.batch, self.ranks, self.states, "prepare"))
+        for name in now:
+            del mini.batch.arrays[name]
+        mini.prepared = len(self.norms)
+
+    def _watch(self, mini: MiniBatch, averages: monitors.Averages) -> None:
         """Measure the gap where the first mini-batch's own forward will not: under another context than was sampled
-        from, of other weights than the policy's, or because no row of it is forwarded."""
-        others = [i for i, s in enumerate(batch.samples) if self.sampler is not self.policy or s.training != s.sampled]
+        from, of other weights than the policy's, with noise, or because no row of it is forwarded."""
+        batch, updater = self.batch, self.updater
+        own = updater.sampler is updater.policy and not self.algorithm.perturb
+        others = [i for i, s in enumerate(batch.samples) if not own or s.training != s.sampled]
         sampled = "rollout_logprobs" in batch.arrays  # absent on a rank without rows, so every rank asks the others
-        measured = len(set(active(batch, rows, algorithm)) - set(others)) if sampled else 0
+        forwarded = [mini.batch.samples[i] for i in active(mini.batch, range(len(mini.batch)), self.algorithm)]
+        measured = sum(own and s.training == s.sampled for s in forwarded) if sampled else 0
         if not self.ranks.sums({"measured": measured})["measured"] and sampled:
             some = batch.take((others or list(range(len(batch))))[:MONITORED_ROWS])
-            got = run_pass(self.sampler, some, self.settings.tokens_per_micro_batch, under="sampled")
+            got = run_pass(updater.sampler, some, updater.settings.tokens_per_micro_batch, under="sampled")
             monitors.gap(averages, got["logprobs"], some.arrays["rollout_logprobs"], some.arrays["loss_mask"])
 
     def _check_gap(self, averages: monitors.Averages) -> None:
         name = "rollout/logprob_gap_mean"
         total = self.ranks.sums({"sum": averages.sums.get(name, 0.0), "count": averages.counts.get(name, 0.0)})
         mean = total["sum"] / max(total["count"], 1.0)
-        if not mean <= self.settings.max_logprob_gap:
+        if not mean <= self.updater.settings.max_logprob_gap:
             raise TrainingError(
                 f"the engine's log-probabilities differ from the trainer's by {mean:.3g} in the mean on the same tokens; "
-                f"at most {self.settings.max_logprob_gap:g} is allowed (training.max_logprob_gap). The engine does not hold "
-                "these weights, or samples with other settings than it was told: see docs/monitors.md, logprob_gap."
+                f"at most {self.updater.settings.max_logprob_gap:g} is allowed (training.max_logprob_gap). The engine does not "
+                "hold these weights, or samples with other settings than it was told: see docs/monitors.md, logprob_gap."
             )
-
-    def _step(self) -> float:
-        parameters = [p for _, p in self.policy.trainable()]
-        for p in parameters:
-            if p.grad is None:  # nothing was forwarded: an exact zero, so that the optimizer's moments still decay
-                p.grad = torch.zeros_like(p)
-        norm = float(self.ranks.accelerator.clip_grad_norm_(parameters, self.settings.max_grad_norm))
-        if not norm < float("inf"):
-            raise TrainingError(
-                f"the gradient's norm is {norm}; expected a finite number. Lower training.learning_rate, or "
-                "look at the last rollouts of the run for a score out of range."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if last else self.ranks.accelerator.no_sync(self.policy.wrapped)
-
-    def _report(self, averages: monitors.Averages, updates: int) -> dict[str, float]:
-        out = means(self.ranks.sums(averages.sums), self.ranks.sums(averages.counts), updates)
-        for part in self.ranks.gather(averages.maxima):
-            for name, number in part.items():
-                out[name] = max(out.get(name, 0.0), number)
-        return out
+        return contextlib.nullcontext() if last else self.ranks.accelerator.no_sync(self.updater.policy.wrapped)
 
 
-def active(batch: Batch, rows: list[int], algorithm: Algorithm) -> list[int]:
-    """The rows that the loss does not multiply by zero."""
+def active(batch: Batch, rows: Sequence[int], algorithm: Algorithm | None) -> list[int]:
+    """The rows that the loss does not multiply by zero. algorithm: None for a second batch, all of whose rows count."""
     kept = [i for i in rows if batch.arrays["lengths"][i] > 0]
-    if droppable(algorithm):
-        kept = [i for i in kept if bool((batch.arrays["advantages"][i] != 0).any())]
+    if algorithm is not None and droppable(algorithm):
+        acting = batch.arrays["advantages"] * batch.arrays.get("weights", torch.ones(()))
+        kept = [i for i in kept if bool((acting[i] != 0).any())]
     return kept
-
-
-def mini_batches(group_ids: Tensor, algorithm: Algorithm, seed: int) -> Iterator[Tensor]:
-    """The groups of each optimizer step, whole groups together, in an order that depends on the seed alone."""
-    groups = group_ids.unique()
-    for epoch in range(algorithm.epochs):
-        generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
-        shuffled = groups[torch.randperm(len(groups), generator=generator)]
-        yield from (part for part in shuffled.tensor_split(algorithm.minibatches) if len(part))
 
 
 def means(sums: dict[str, float], counts: dict[str, float], updates: int) -> dict[str, float]:
@@ -241,15 +425,41 @@ def means(sums: dict[str, float], counts: dict[str, float], updates: int) -> dic
     return out
 
 
-def pairs_among(batch: Batch, rows: list[int]) -> int:
-    """How many pairs stand whole in these rows, each side with something to train on."""
-    filled = [i for i in rows if batch.arrays["lengths"][i] > 0]
-    return 0 if batch.pairs is None else len(units_of(batch, filled))
+def maxima(ranks: Ranks, own: dict[str, float]) -> dict[str, float]:
+    """The largest of every rank, by name."""
+    out: dict[str, float] = {}
+    for part in ranks.gather(own):
+        for name, number in part.items():
+            out[name] = max(out.get(name, number), number)
+    return out
 
 
-def units_of(batch: Batch, rows: list[int]) -> list[list[int]]:
-    """Rows that a loss looks at together: the two of a pair, or each by itself."""
+def pairs_among(batch: Batch) -> int:
+    """How many pairs have something to train on on each side."""
     if batch.pairs is None:
-        return [[i] for i in rows]
+        return 0
+    return int((batch.arrays["lengths"][batch.pairs] > 0).all(1).sum())
+
+
+def units_of(batch: Batch, rows: list[int], grouped: bool) -> list[list[int]]:
+    """Rows that a loss looks at together: those of pairs that share one, a prompt's, or each by itself."""
     kept = set(rows)
-    return [[a, b] for a, b in batch.pairs.tolist() if a in kept and b in kept]
+    if batch.pairs is not None:
+        return linked([(a, b) for a, b in batch.pairs.tolist() if a in kept and b in kept])
+    if not grouped:
+        return [[i] for i in rows]
+    of_group: dict[int, list[int]] = {}
+    for i in rows:
+        of_group.setdefault(int(batch.arrays["group_ids"][i]), []).append(i)
+    return list(of_group.values())
+
+
+def linked(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The rows of the pairs, those that hang together in one list: a row is forwarded once, in however many pairs it is."""
+    unit_of: dict[int, list[int]] = {}
+    for a, b in pairs:
+        one, other = unit_of.setdefault(a, [a]), unit_of.setdefault(b, [b])
+        if one is not other:
+            one.extend(other)
+            unit_of |= dict.fromkeys(other, one)
+    return list({id(unit): unit for unit in unit_of.values()}.values())

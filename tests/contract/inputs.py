@@ -10,14 +10,22 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import DERIVED, VOCABULARY, WITH_GRADIENT, Batch, call
+from llmrl.catalog import inputs_of
 from llmrl.ops.reduce import reduce_tokens, reduce_units, row_coefficients
 from llmrl.types import Sample
 
-COMPONENTS, MAX_LENGTH = 3, 9
+COMPONENTS, DIMENSIONS, MAX_LENGTH = 3, 4, 9
 LEAVES = sorted(WITH_GRADIENT - set(DERIVED))
 LENGTHS = (6, 3, 5, 6, 1, 4, 6, 2)  # of the responses; row 5 has none that counts
 GROUPS = (7, 3, 7, 3, 3, 7, 40, 40)  # by id, never by position
 PAIRS = ((0, 1), (3, 2), (4, 5), (6, 7))
+
+FITTED = {  # groups have two or three rows here
+    "polychromic": {"set_size": 2},
+    "poly_ppo": {"set_size": 1},
+    "passk_analytic": {"k": 1},
+    "passk": {"k": 1},
+}
 
 
 def batch(seed: int = 0, vocabulary: int = 128) -> Batch:
@@ -45,6 +53,11 @@ def batch(seed: int = 0, vocabulary: int = 128) -> Batch:
         "step_labels": torch.rand(rows, width, generator=generator),
         "entropy": normal(rows, width).abs(),
         "old_entropy": normal(rows, width).abs(),
+        "embeddings": torch.nn.functional.normalize(normal(rows, DIMENSIONS), dim=1),
+        "progress": torch.tensor(0.25),
+        "step_number": torch.tensor(3),
+        "block_ids": (torch.arange(width) > 1).long().expand(rows, width),
+        "step_ids": (torch.rand(rows, width, generator=generator) < 0.4).cumsum(1),
     }
     by_shape = {"B": (rows,), "BT": (rows, width), "BK": (rows, COMPONENTS), "K": (COMPONENTS,)}
     arrays = {}
@@ -58,7 +71,7 @@ def batch(seed: int = 0, vocabulary: int = 128) -> Batch:
             drawn = normal(*by_shape[shape])
             arrays[name] = {"": drawn, "int": (drawn.abs() * 2).long(), "bool": drawn > 0}[kind]
     arrays["reward_parts"][1, 0] = float("nan")  # a scorer that does not apply
-    constants = {name: arrays.pop(name) for name, word in VOCABULARY.items() if word.shape == "K"}
+    constants = {name: arrays.pop(name) for name, word in VOCABULARY.items() if word.shape in ("K", "")}
     samples = []
     for row, length in enumerate(LENGTHS):
         context = contexts[GROUPS[row]]
@@ -107,11 +120,13 @@ def differentiate(
     mask, lengths = given.arrays["loss_mask"], given.arrays["lengths"]
     coefficients = row_coefficients(mode, lengths, given.arrays["group_ids"], MAX_LENGTH)
     active = lengths > 0
-    counts = {"sequence": int(active.sum()), "pair": int(active[given.pairs].all(1).sum())}
+    groups = len(given.arrays["group_ids"][active].unique())
+    counts = {"sequence": int(active.sum()), "pair": int(active[given.pairs].all(1).sum()), "group": groups}
+    state = part.init() if hasattr(part, "init") else None
     losses = []
-    for chosen in split or [range(len(given))]:
+    for chosen in whole_units(part, given, split) if split else [range(len(given))]:
         rows = [i for i in chosen if active[i]]
-        loss = call(part, whole.take(rows))
+        loss = call(part, whole.take(rows), state)
         if loss.unit == "token":
             losses.append(reduce_tokens(loss.values, mask[rows], coefficients[rows]))
         else:
@@ -122,6 +137,15 @@ def differentiate(
         gradients = dict(zip(LEAVES, torch.autograd.grad(total, list(leaves.values()), allow_unused=True), strict=True))
     zero = torch.zeros(mask.shape)
     return total.detach(), {n: zero if g is None else torch.where(mask, g, 0.0) for n, g in gradients.items()}
+
+
+def whole_units(part: Any, given: Batch, split: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The split, with the rows of a prompt in one piece where the part compares them."""
+    if "group_ids" not in inputs_of(part):
+        return [list(chosen) for chosen in split]
+    groups = given.arrays["group_ids"].tolist()
+    first = [min(i for i, chosen in enumerate(split) if any(groups[r] == g for r in chosen)) for g in groups]
+    return [[r for r in range(len(given)) if first[r] == i] for i in range(len(split))]
 
 
 def assert_same(

@@ -5,13 +5,15 @@ import inspect
 import pytest
 
 from llmrl import catalog
-from llmrl.algorithm import STAGES, Algorithm, build, passes, required
+from llmrl.algorithm import STAGES, WITHOUT_ARRAYS, Algorithm, build, passes, required
 from llmrl.batch import base_name
 from llmrl.options import bind
 
 KINDS = [*STAGES.values(), "algorithms"]
 ROWS = [(kind, name) for kind in KINDS for name in catalog.table(kind)]
-READS_ARRAYS = [(kind, name) for kind, name in ROWS if kind not in ("algorithms", "conditions")]
+OTHERS = ("algorithms", *(STAGES[stage] for stage in WITHOUT_ARRAYS))
+AFTER_A_RUN = ("entropy_law",)  # reads a run's evaluations
+READS_ARRAYS = [(kind, name) for kind, name in ROWS if kind not in OTHERS and name not in AFTER_A_RUN]
 
 
 @pytest.mark.parametrize("kind, name", ROWS)
@@ -35,6 +37,12 @@ def test_input_names_are_words_of_the_vocabulary(kind, name):
 @pytest.mark.parametrize("name", catalog.table("conditions"))
 def test_conditions_read_groups(name):
     assert catalog.inputs_of(catalog.get("conditions", name)) == ["groups"]
+
+
+@pytest.mark.parametrize("name", catalog.table("sampling"))
+def test_sampling_parts_read_rollouts(name):
+    part = catalog.get("sampling", name)
+    assert catalog.inputs_of(part) == ["rollouts"] and callable(part.temperatures)
 
 
 @pytest.mark.parametrize("kind, name", ROWS)

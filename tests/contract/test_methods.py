@@ -12,6 +12,7 @@ from llmrl import catalog
 from llmrl.algorithm import REDUCTIONS, required
 from llmrl.algorithms.ppo import ppo
 from llmrl.batch import sources
+from llmrl.combinations import UNDIVIDED
 from llmrl.errors import TrainingError
 from llmrl.ops.masked import last_counted
 from llmrl.training.passes import rows_of, run_pass
@@ -19,6 +20,12 @@ from llmrl.training.ranks import Ranks
 from llmrl.training.update import Settings, Updater
 
 SINGLE, SOME = 1, 45  # tokens a micro-batch: one row (or pair) each; a few rows together
+AMPLIFIES_ROUNDING = {  # method -> tolerance
+    "hapo": 3e-5,  # entropies of a few tokens are divided by how far the nearest two are apart
+    "vespo": 3e-5,  # the weight is an exponential of a whole answer's log-ratio
+}
+
+REWARDS_SAY_WHICH = {"p3o", "rebel"}  # and not the place in the pair, which is random here; see test_objectives_other
 
 methods = pytest.mark.parametrize("name", catalog.table("algorithms"))
 modes = pytest.mark.parametrize("mode", REDUCTIONS)
@@ -26,7 +33,7 @@ modes = pytest.mark.parametrize("mode", REDUCTIONS)
 
 @pytest.fixture
 def policy(make_policy):
-    return make_policy(values=True, scores=True)
+    return make_policy(values=True, scores=True, action_values=True)
 
 
 @pytest.fixture
@@ -56,10 +63,12 @@ def test_micro_batches_and_sharing_of_prompts_do_not_matter(name, mode, policy, 
             before = policy.passes
             found, metrics = updated(policy, given, algorithm, budget)
             forwards.append(policy.passes - before)
-            assert_close(found, expected)
+            assert_close(found, expected, AMPLIFIES_ROUNDING.get(name, 3e-6))
             for key, number in whole.items():
                 assert metrics[key] == pytest.approx(number, rel=1e-4, abs=1e-5), key
-        assert forwards[0] == 1 < forwards[1] < forwards[2]
+        # one for each batch; with noise the gap to the engine is measured by a pass without it
+        least = 1 + len(algorithm.extra) + (algorithm.perturb is not None)
+        assert forwards[0] == least <= forwards[1] < forwards[2]  # rows without credit are not forwarded
 
 
 @methods
@@ -69,7 +78,10 @@ def test_rows_without_a_counted_token_are_as_if_they_were_not_there(name, mode, 
     given = prepared(algorithm, policy, reference)
     filled = given.arrays["lengths"].nonzero().flatten().tolist()
     assert len(filled) == len(given) - 1
-    share = 7 / 8 if mode == "fixed_length" and given.pairs is None else 1.0  # its divisor counts every row
+    by_token = given.pairs is None and not {catalog.name_of(part) for part in algorithm.objective} & set(UNDIVIDED)
+    if mode == "fixed_length" and algorithm.extra:
+        return  # its divisor counts every row, of the rollouts alone: no one number relates the two
+    share = 7 / 8 if mode == "fixed_length" and by_token else 1.0
     (whole,), (without,) = updated(policy, given, algorithm)[0], updated(policy, given.take(filled), algorithm)[0]
     assert_close([whole], [[share * g for g in without]])
 
@@ -83,7 +95,7 @@ def test_nothing_counted_gives_a_zero_gradient(name, policy, reference):
     assert metrics["gradient/norm"] == 0 and all(math.isfinite(n) for n in metrics.values())
 
 
-@methods
+@pytest.mark.parametrize("name", [n for n in catalog.table("algorithms") if n not in REWARDS_SAY_WHICH])
 def test_one_step_makes_what_is_credited_more_probable(name, policy, reference):
     algorithm = method(name)
     given = prepared(algorithm, policy, reference)
@@ -130,7 +142,7 @@ def test_mini_batches_do_not_depend_on_micro_batches(name, policy, reference):
     expected, metrics = updated(policy, given, algorithm)
     found, _ = updated(policy, given, algorithm, SINGLE)
     assert metrics["update/steps"] == len(expected) == 6  # three prompts, each its own mini-batch, twice
-    assert_close(found, expected)
+    assert_close(found, expected, AMPLIFIES_ROUNDING.get(name, 3e-6))
 
 
 def test_preference_loss_is_ln_2_while_the_policy_is_the_reference(policy):

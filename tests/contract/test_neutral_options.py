@@ -11,10 +11,14 @@ from llmrl.advantages.gae import gae
 from llmrl.algorithm import build, passes
 from llmrl.batch import Loss, call
 from llmrl.combiners.kl_in_reward import kl_in_reward
+from llmrl.objectives.covariance import clip_cov, kl_cov
+from llmrl.objectives.dppo import dppo, prime
+from llmrl.objectives.hapo import hapo
 from llmrl.objectives.likelihood import likelihood
-from llmrl.objectives.policy import clipped_surrogate
+from llmrl.objectives.policy import clipped_surrogate, two_sided_clip
 from llmrl.objectives.preference import dpo
 from llmrl.objectives.value import value
+from llmrl.objectives.weighted import cispo_rollout
 from llmrl.ops.masked import last_counted
 from llmrl.regularizers.kl import kl_k3
 
@@ -23,6 +27,14 @@ WIDE = 1e6
 
 def importance_weighted(logprobs, old_logprobs, advantages):
     return Loss(-(logprobs - old_logprobs).exp() * advantages)
+
+
+def sampled_surrogate(logprobs, rollout_logprobs, advantages):
+    return Loss(-(logprobs - rollout_logprobs).exp() * advantages)
+
+
+def sampled_reinforce(logprobs, rollout_logprobs, advantages):
+    return Loss(-(logprobs - rollout_logprobs).exp().detach() * advantages * logprobs)
 
 
 def squared_error(values, returns):
@@ -47,6 +59,13 @@ NEUTRAL = {
     "a value clip beyond every step": (partial(value, value_clip=WIDE), squared_error),
     "no penalty": (partial(kl_k3, kl_coef=0.0), nothing),
     "beta 0 prefers neither side": (partial(dpo, beta=0.0), no_preference),
+    "two-sided, beyond every ratio": (partial(two_sided_clip, delta=WIDE), clipped_surrogate),
+    "Clip-Cov at PPO's clip": (partial(clip_cov, clip_low=0.2, clip_high=0.2), clipped_surrogate),
+    "KL-Cov without its penalty": (partial(kl_cov, kl_coef=0.0), importance_weighted),
+    "HAPO with one range for all": (partial(hapo, clip_scale=0.0, dual_clip=None), clipped_surrogate),
+    "prime without region and penalty": (partial(prime, delta=WIDE, kl_coef=0.0), sampled_surrogate),
+    "a weight that no bound touches": (partial(cispo_rollout, ratio_max=WIDE), sampled_reinforce),
+    "DPPO without region": (partial(dppo, delta_low=WIDE, delta_high=WIDE, ratio_max=WIDE), sampled_reinforce),
 }
 
 

@@ -306,11 +306,13 @@ def test_what_vllm_cannot_start_says_the_next_move(tmp_path):
 TWO_RANKS = """
 import os, sys, pathlib, torch, torch.distributed as dist
 from tests.integration.test_vllm import *
+from tests.integration.test_vllm_temperature import varied
 dist.init_process_group("gloo")
 rank, folder, shared = dist.get_rank(), pathlib.Path(sys.argv[1]), int(sys.argv[2])
 policy = Policy(model_folder(folder, tied=True), str(folder))  # written by rank 0 alone
 dist.barrier()
-engine = VllmEngine(Context(policy, range(128), STOP_IDS, 320, 32), kv_cache_megabytes=16, tensor_parallel=shared)
+context = Context(policy, range(128), STOP_IDS, 320, 32, per_token=True)
+engine = VllmEngine(context, kv_cache_megabytes=16, tensor_parallel=shared)
 change(policy.model, "")
 for parameter in policy.model.parameters():
     dist.broadcast(parameter.data, 0)
@@ -319,6 +321,9 @@ prompts = [PROMPT, LONG] if rank else [LONG]
 rows = engine.generate(prompts, FREE, 3, [rank] * len(prompts))
 for prompt, row in zip(prompts, rows, strict=True):
     assert len(row) == 3 and gap(policy.model, prompt, row) < 1e-4, (rank, prompt.id)
+for prompt, row in zip(prompts, engine.generate(prompts, varied(16), 3, [rank] * len(prompts)), strict=True):
+    for rollout in row:
+        assert gap(policy.model, prompt, [rollout], torch.tensor(rollout.temperatures)[:, None]) < 1e-4, (rank, prompt.id)
 engine.close()
 total = torch.ones(1)
 dist.all_reduce(total)

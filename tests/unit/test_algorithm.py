@@ -116,7 +116,8 @@ def test_every_problem_of_an_algorithm_at_once():
     both = [f"{HERE}surrogate", f"{HERE}tilt"]
     listing = (
         "Options: clip_high, epochs. "
-        "Stages: combine, select, condition, advantage, shaping, objective, regularizers, reduce, minibatches."
+        "Stages: sampling, combine, select, condition, advantage, shaping, prepare, objective, regularizers, perturb, "
+        "update, diagnostics, reduce, minibatches, before, extra."
     )
     spoiled = {"clip_hgh": 1, "clip_low": 1, "epochs": "two", "minibatches": 0, "shaping": {"a": 1}, "lr": 4}
     assert refused({**METHOD, **spoiled, "objective": {"clip": 1}}) == [

@@ -61,8 +61,8 @@ def test_help_of_train_names_the_keys_of_a_recipe(capsys):
 def test_an_unknown_command_gets_the_nearest(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == (
-        "llmrl: no command 'trian'. Did you mean train? Commands: train, eval, show, check, list, report, score, "
-        "demo.\n"
+        "llmrl: no command 'trian'. Did you mean train? Commands: train, eval, compare, show, check, list, report, "
+        "score, demo.\n"
     )
 
 
@@ -143,7 +143,7 @@ def test_show_prints_a_recipe_with_its_origins_and_passes(good, tmp_path, capsys
 
 def test_list_shows_kinds_and_rows(capsys):
     assert main(["list"]) == 0
-    assert "algorithms    grpo, ppo" in capsys.readouterr().out
+    assert "algorithms    reinforce, reinforce_pp" in capsys.readouterr().out
     assert main(["list", "algorithms"]) == 0
     assert any(line.startswith("dpo ") and "arXiv:2305.18290" in line for line in capsys.readouterr().out.splitlines())
     assert main(["list", "algorithmz"]) == 2

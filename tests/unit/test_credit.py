@@ -117,7 +117,7 @@ def test_shaping_reads_the_advantages_before_it_and_replaces_them():
 
 def test_each_rank_keeps_its_own_rows_of_a_selection_over_all():
     def chosen(batch, ranks):
-        return selected(batch, [one_right_one_wrong], ranks)
+        return selected(batch, [one_right_one_wrong], ranks)[0]
 
     whole = rows()
     whole.arrays["rewards"] = tensor([1.0, 0, 1, 1, 0, 1])  # group 4: 1 0 0, group 9: 1 1 1
@@ -127,4 +127,4 @@ def test_each_rank_keeps_its_own_rows_of_a_selection_over_all():
 
 
 def test_without_a_selection_every_row_stays():
-    assert selected(rows(), [], Ranks()) == [0, 1, 2, 3, 4, 5]
+    assert selected(rows(), [], Ranks()) == ([0, 1, 2, 3, 4, 5], 0)

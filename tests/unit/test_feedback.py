@@ -179,7 +179,7 @@ def test_contrast_keeps_the_first_right_and_the_first_wrong_of_every_group():
     groups = torch.tensor([7, 3, 7, 7, 3, 7, 3, 5])  # 7: wrong right wrong right; 3: all right; 5: all wrong
     selected = one_right_one_wrong(rewards, groups)
     assert selected.keep.tolist() == [True, False, True, False, False, False, False, False]
-    assert selected.want_more is False
+    assert selected.want_more == 0
 
 
 def test_contrast_goes_by_id_and_threshold():

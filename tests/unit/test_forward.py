@@ -259,8 +259,8 @@ def test_padded(left, expected):
 def test_a_wrong_shared_pass_is_noticed_and_left(policy, monkeypatch):
     right = forward.shared_states
 
-    def wrong(trunk, rows):
-        states, first, rest = right(trunk, rows)
+    def wrong(*given):
+        states, first, rest = right(*given)
         return states, first, rest + 1  # off by one token
 
     expected = policy.module(ROWS, WIDTH, shared=False)["logprobs"]

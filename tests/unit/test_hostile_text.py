@@ -36,6 +36,7 @@ ALLOWED = {
     ("reward_models/sandbox/tiers.py", "marshal.loads"): "the compiled driver, before any answer is there",
     ("reward_models/sandbox/tiers.py", "subprocess.Popen"): "starts the sandbox",
     ("llmrl/training/launch.py", "subprocess.run"): "starts the processes of a run",
+    ("llmrl/trials.py", "subprocess.Popen"): "starts the runs of a comparison",
     ("llmrl/tracking/versions.py", "subprocess.run"): "asks git for the checkout's commit",
 }
 

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from llmrl.config import Model, Training
-from llmrl.errors import ModelError
+from llmrl.errors import ModelError, RecipeError
 from llmrl.policy import model as policy_model
 from llmrl.policy.forward import LogitHead, Rows
 from llmrl.policy.model import load_policy
@@ -181,6 +181,14 @@ def test_weight_decay_is_for_matrices(make_policy):
     matrices, others = make_optimizer(make_policy(), Training(weight_decay=0.1)).param_groups
     assert matrices["weight_decay"] == 0.1 and all(p.dim() >= 2 for p in matrices["params"])
     assert others["weight_decay"] == 0 and others["params"] and all(p.dim() < 2 for p in others["params"])
+
+
+def test_a_stage_may_train_a_part_of_the_parameters(make_policy):
+    policy = make_policy(values=True)
+    (head,), (bias,) = (g["params"] for g in make_optimizer(policy, Training(train_only=["value_head"])).param_groups)
+    assert head is policy.module.value_head.weight and bias is policy.module.value_head.bias
+    with pytest.raises(RecipeError, match=r"train_only: \['valuehead'\] leaves nothing to train.*value_head.bias"):
+        make_optimizer(policy, Training(train_only=["valuehead"]))
 
 
 def test_a_head_that_does_more_than_ours_is_refused(tiny_folder, tmp_path, monkeypatch):

@@ -77,7 +77,9 @@ def test_other_places_to_read_an_exact_answer():
     assert exact_answer(ask("Paris"), say("<think>Paris</think>"), read="whole").value == 0.0
 
 
-@pytest.mark.parametrize("reference", [None, "", " ", [], ["a", ""], True, {"a": 1}, [["a"]], float("nan"), [float("inf")]])
+@pytest.mark.parametrize(
+    "reference", [None, "", " ", [], ["a", ""], True, {"a": 1}, [["a"]], float("nan"), [float("inf")]]
+)
 def test_exact_answer_needs_a_usable_reference(reference):
     with pytest.raises(ValueError, match="reference is"):
         exact_answer(ask(reference), say("<answer>a</answer>"))

@@ -1,0 +1,35 @@
+"""Policy optimisation against a value estimated beforehand."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from llmrl.advantages import pvpo as advantages
+from llmrl.algorithm import Algorithm, Before
+from llmrl.objectives.policy import clipped_surrogate
+from llmrl.selections.prompts import pvpo_presample
+
+
+def pvpo(
+    *,
+    num_samples: int = 8,
+    refresh_every: int = 500,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    epochs: int = 1,
+    minibatches: int = 1,
+) -> Algorithm:
+    """Reward less what the reference policy earned on the prompt, measured ahead of training (arXiv:2508.21104).
+
+    Prompts that it always or never solves are left out. No group statistic, so one rollout a prompt is enough; do not
+    add dynamic sampling, which would drop groups that have credit here. How often the paper measures anew is not known.
+    """
+    return Algorithm(
+        before=Before(num_samples=num_samples, refresh_every=refresh_every),
+        select=(pvpo_presample,),
+        advantage=advantages.pvpo,
+        objective=(partial(clipped_surrogate, clip_low=clip_low, clip_high=clip_high),),
+        reduce="token_mean",
+        epochs=epochs,
+        minibatches=minibatches,
+    )

@@ -1,0 +1,1 @@
+"""Parts that change how tokens are drawn, by stage `sampling`."""

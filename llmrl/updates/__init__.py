@@ -1,0 +1,1 @@
+"""Rules by which a batch changes the policy."""
