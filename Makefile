@@ -1,4 +1,4 @@
-# make setup | demo | test | learn | audit | faults | bench | lint.  Everything runs in .venv; a second `make setup` does nothing.
+# make setup | demo | test | learn | lab | audit | faults | bench | lint.  Everything runs in .venv; a second `make setup` does nothing.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ WORKERS ?= 2
 # one thread each: several processes on few cores spin against each other otherwise
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test learn audit faults bench lint
+.PHONY: setup demo test learn lab audit faults bench lint
 
 setup: $(INSTALLED)
 
@@ -37,6 +37,11 @@ test: setup
 
 learn: setup
 	$(BIN)/python benchmarks/learn.py
+
+# the small-scale check of every method, then docs/methods.md
+lab: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.lab.run
+	$(BIN)/python -m benchmarks.lab.table
 
 faults: setup
 	FAULTS=$${FAULTS:-1000} $(PYTEST) tests/integration/test_pool_faults.py tests/integration/test_math_bombs.py --durations=5

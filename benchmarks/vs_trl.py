@@ -233,14 +233,13 @@ def gradient_difference(shape: Shape, folder: Path) -> float:
     """Largest difference of the two gradients on one batch of token ids and advantages, over the largest component."""
     import torch
 
+    from llmrl.loop import Clock
     from llmrl.policy.forward import padded
-    from llmrl.scoring import score
     from llmrl.training.assemble import ragged
     from llmrl.training.credit import assign_credit
 
     loop = llmrl_loop(shape, folder, seed=0)
-    groups, first = loop.generate(0)
-    batch, _ = loop.assemble(score(groups, loop.stage.scorers, loop.stage.config.scoring, loop.stage.pool), first)
+    batch = loop.collect(0, Clock())[-1]
     assign_credit(batch, loop.stage.algorithm, loop.ranks)
     updater, found = loop.stage.updater, {}
     updater.settings = type(updater.settings)(**{**vars(updater.settings), "max_grad_norm": 1e9})

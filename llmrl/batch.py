@@ -32,7 +32,9 @@ class Array(NamedTuple):
 VOCABULARY: dict[str, Array] = {
     "loss_mask": Array("BT bool", "rollout", "response tokens that are trained on; True counts"),
     "weights": Array(
-        "BT", "shaping", "multiplies a token's objective and leaves the divisor alone; not the regularizers"
+        "BT",
+        "shaping",
+        "multiplies a policy loss on the token and leaves the divisor alone; no critic's, no regularizer",
     ),
     "logprobs": Array("BT", "current", "current policy, with gradient"),
     "entropy": Array("BT", "current", "entropy of the next-token distribution in nats, with gradient"),
@@ -153,6 +155,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def counted(self) -> Tensor:
+        """[B] int: the tokens of each row that the loss counts; `lengths` is what the policy wrote, counted or not."""
+        return self.arrays["loss_mask"].sum(1)
+
     def read(self, name: str) -> Tensor:
         """The array of that name, derived or seen through the pairs where the name says so.
 
@@ -193,7 +200,6 @@ class Batch:
                 self.arrays["weights"] = self.arrays["weights"] * (array if array.dim() == 2 else array[:, None])
             elif name == "loss_mask":
                 self.arrays["loss_mask"] = self.arrays["loss_mask"] & array
-                self.arrays["lengths"] = self.arrays["loss_mask"].sum(1)
             elif name == "advantages":
                 self.arrays[name] = torch.where(self.arrays["loss_mask"], array, torch.zeros_like(array))
             else:

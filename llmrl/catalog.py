@@ -136,6 +136,7 @@ TABLES: dict[str, dict[str, str]] = {
         "stratified": "llmrl.advantages.stratified:stratified",
         "salt": "llmrl.advantages.salt:salt",
         "pvpo": "llmrl.advantages.pvpo:pvpo",
+        "pvpo_gate": "llmrl.advantages.pvpo:pvpo_gate",
         "blockwise": "llmrl.advantages.blockwise:blockwise",
         "polychromic": "llmrl.advantages.polychromic:polychromic",
         "dpp": "llmrl.advantages.dpp:dpp",
@@ -221,6 +222,7 @@ TABLES: dict[str, dict[str, str]] = {
         "adaptive_entropy": "llmrl.regularizers.entropy:AdaptiveEntropy",
         "ptx": "llmrl.regularizers.ptx:ptx",
         "fixpo": "llmrl.regularizers.fixpo:FixpoPenalty",
+        "fixpo_sampled": "llmrl.regularizers.fixpo:SampledFixpoPenalty",
     },
     "updates": {
         "epochs": "llmrl.updates.epochs:Epochs",

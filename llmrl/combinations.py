@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmrl import catalog
-
-if TYPE_CHECKING:
-    from llmrl.algorithm import Algorithm, Part
+from llmrl.algorithm import STAGES, Algorithm, Part
 
 CORRECTIONS = ("importance_weights", "icepop")
 # Parts whose `weights` stand on tokens, and objectives whose loss is one number for many tokens: the two do not meet.
@@ -17,13 +15,16 @@ UNDIVIDED = (
     *("p3o", "rebel", "dpo", "bradley_terry"),
 )
 PENALTIES = ("kl_k1", "kl_k2", "kl_k3", "kl_k3_corrected", "kl_full", "AdaptiveKl")
-HEARS_FLAT_GROUPS = ("pvpo", "polychromic")
-MEASURED_BY = {"Trpo": "kl_old", "Fixpo": "FixpoPenalty"}  # update rule -> the regularizer that it keeps within bounds
+HEARS_FLAT_GROUPS = ("pvpo", "polychromic", "dpp")
+MEASURED_BY = {  # update rule -> the regularizers, any of which it can keep within bounds
+    "Trpo": ("kl_old",),
+    "Fixpo": ("FixpoPenalty", "SampledFixpoPenalty"),
+}
 
 
 def conflicts(algorithm: Algorithm) -> list[str]:
     """What makes no sense together: what was found, why, and the next move, beginning with the dotted key."""
-    rules = (_corrected_twice, _weighted_whole, _kl_twice, _unheard, _unmeasured)
+    rules = (_corrected_twice, _weighted_whole, _kl_twice, _unheard, _ungated, _unmeasured, _unstepped, _one_memory)
     return [sentence for rule in rules for sentence in rule(algorithm)]
 
 
@@ -34,6 +35,11 @@ def cautions(algorithm: Algorithm) -> list[str]:
         found.append(
             "algorithm.regularizers: kl_k1 in the loss holds nothing back: its expected gradient is 0. "
             "Use kl_k2, or kl_in_reward in algorithm.combine."
+        )
+    if _among(algorithm.regularizers, ("SampledFixpoPenalty",)):
+        found.append(
+            "algorithm.regularizers: fixpo_sampled estimates the KL from the sampled tokens, so the bound is kept by the "
+            "estimate and not by the divergence. The exact one is fixpo."
         )
     for part in algorithm.combine:
         if _named(part, "kl_in_reward") and option(part, "kl_coef") and option(part, "estimator") != "k1":
@@ -125,12 +131,49 @@ def _unheard(algorithm: Algorithm) -> list[str]:
     ]
 
 
+def _ungated(algorithm: Algorithm) -> list[str]:
+    if not any(extra.gate is not None for extra in algorithm.extra):
+        return []
+    return [
+        "algorithm.select: dynamic_sampling drops the prompts without a right answer, and those are the ones that the gate of "
+        "the second batch opens for. Leave dynamic_sampling out."
+        for _ in _among(algorithm.select, ("dynamic_sampling",))
+    ]
+
+
+def _unstepped(algorithm: Algorithm) -> list[str]:
+    if algorithm.update is None or catalog.name_of(algorithm.update) != "Trpo":
+        return []
+    waiting = [
+        catalog.name_of(p)
+        for p in (*algorithm.prepare, *algorithm.losses)
+        if p in algorithm.prepare or hasattr(p, "observe")
+    ]
+    return [
+        f"algorithm.update: Trpo makes no steps of the optimizer, and {name} is brought up to date by them. Leave it out, or "
+        "take another rule."
+        for name in waiting[:1]
+    ]
+
+
+def _one_memory(algorithm: Algorithm) -> list[str]:
+    found = []
+    for stage in STAGES:
+        names = [catalog.name_of(part) for part in algorithm.at(stage) if hasattr(part, "init")]
+        found += [
+            f"algorithm.{stage}: {name} stands there more than once, and both would share one memory. Keep one."
+            for name in dict.fromkeys(names)
+            if names.count(name) > 1
+        ]
+    return found
+
+
 def _unmeasured(algorithm: Algorithm) -> list[str]:
     rule = catalog.name_of(algorithm.update) if algorithm.update is not None else ""
     needed = MEASURED_BY.get(rule)
-    if needed is None or _among(algorithm.regularizers, (needed,)):
+    if needed is None or _among(algorithm.regularizers, needed):
         return []
-    row = "fixpo" if needed == "FixpoPenalty" else needed
+    row = "fixpo" if rule == "Fixpo" else needed[0]
     return [
-        f"algorithm.update: {rule} bounds what {needed} measures, and it is not there. Add {row} to the regularizers."
+        f"algorithm.update: {rule} bounds what {needed[0]} measures, and it is not there. Add {row} to the regularizers."
     ]

@@ -70,18 +70,22 @@ def run_check(arguments: Namespace, overrides: list[str]) -> None:
 
 
 def run_show(arguments: Namespace, overrides: list[str]) -> None:
-    """The recipe as YAML; the passes follow as comments, so that the output is a recipe too."""
+    """The recipe as YAML; parts and passes follow as comments, so that the output is a recipe too."""
     from llmrl.recipe import resolve
 
     recipe = resolve(arguments.recipe, overrides)
     print(recipe.annotated, end="", flush=True)
     from llmrl import catalog
-    from llmrl.algorithm import build_stage, droppable, passes
+    from llmrl.composition import build_stage, described
+    from llmrl.plan import droppable, passes
 
     for stage in recipe.stages:
         algorithm = build_stage(stage)
         engine, _ = catalog.split_named(stage.rollout.engine)
-        print(f"\n# stage {stage.name}: passes over a batch, and the parts that need them")
+        print(f"\n# stage {stage.name}: parts, with what the method or the recipe sets")
+        for field, parts in described(algorithm).items():
+            print(f"#   {field}: {parts}")
+        print(f"# stage {stage.name}: passes over a batch, and the parts that need them")
         for plan in passes(algorithm, online=engine != "replay"):
             print(f"#   {plan.name}: {plan.why}")
         if droppable(algorithm):

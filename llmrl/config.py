@@ -119,7 +119,8 @@ class Training(Section):
     betas: list[float] = [0.9, 0.95]
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     train_only: list[str] = Field(
-        [], description="pieces of names, such as [value_head]: parameters with none of them in their name stay as they are"
+        [],
+        description="pieces of names, such as [value_head]: parameters with none of them in their name stay as they are",
     )
     tokens_per_micro_batch: Positive = Field(
         8192, description="tokens forwarded at once; the result does not depend on it"

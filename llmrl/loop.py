@@ -26,7 +26,7 @@ from llmrl.training.assemble import assemble, pairs_of
 from llmrl.training.credit import (
     assign_credit,
     diagnosed,
-    needs_passes,
+    early_and_late,
     on_all_ranks,
     reward,
     selected,
@@ -65,8 +65,7 @@ class Loop:
         groups, ids, places, batch = self.collect(number, clock)
         with clock("passes"):
             self.run_passes(batch)
-            late = [part for part in stage.algorithm.combine if needs_passes(part)]
-            reward(batch, late, self.ranks, stage.states)
+            reward(batch, early_and_late(stage.algorithm.combine)[1], self.ranks, stage.states)
             assign_credit(batch, stage.algorithm, self.ranks, stage.states)
             rows, _ = selected(batch, stage.algorithm.select, self.ranks, stage.states, at="credited")
             batch, places = chosen(batch, places, rows)
@@ -171,10 +170,11 @@ class Loop:
         if stage.stored_pairs:
             batch.pairs = pairs_of(groups, places)
         if stage.scorers:
-            combine = algorithm.combine or (weighted_sum,)
-            reward(batch, [part for part in combine if not needs_passes(part)], self.ranks, stage.states)
-        if "greedy_rewards" in stage.wants:
-            batch, places = chosen(batch, places, without_probes(batch, self.ranks))
+            early, _ = early_and_late(algorithm.combine or (weighted_sum,))
+            if "greedy_rewards" in stage.wants:
+                reward(batch, early, self.ranks, dict(stage.states))  # memories see what is trained on alone
+                batch, places = chosen(batch, places, without_probes(batch, self.ranks))
+            reward(batch, early, self.ranks, stage.states)
         rows, more = selected(batch, algorithm.select, self.ranks, stage.states)
         return *chosen(batch, places, rows), more
 
@@ -217,8 +217,7 @@ class Loop:
         rows = assemble(answered, places, contexts, 0, scorers, temperature)
         rows.arrays["group_ids"] = torch.tensor([ids[g] for g, _ in places], dtype=torch.long)
         if scorers:
-            combine = stage.algorithm.combine or (weighted_sum,)
-            reward(rows, [p for p in combine if not needs_passes(p)], self.ranks, dict(stage.states))
+            reward(rows, stage.algorithm.combine or (weighted_sum,), self.ranks, dict(stage.states))
             rows.arrays["token_rewards"] = rows.arrays["rewards"][:, None] * last_counted(rows.arrays["loss_mask"])
         if "ref_logprobs" in names:
             rows.arrays["ref_logprobs"] = rows.arrays.pop(

@@ -58,6 +58,6 @@ def stored(loop: Loop, what: Measurement) -> dict[str, float]:
     if stage.stored_pairs:
         batch.pairs = pairs_of(groups, places)
     loop.run_passes(batch)
-    return stage.updater.measure(batch, stage.algorithm) | {
+    return stage.updater.measure(batch, stage.algorithm, stage.states) | {
         "truncated": float(batch.arrays["truncated"].float().mean())
     }

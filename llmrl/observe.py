@@ -34,7 +34,7 @@ def describe(step: Collected, scorers: Sequence[str], ranks: Ranks) -> dict[str,
         "rollout/count": total["rollouts"],
         "rollout/dropped": total["rollouts"] - total["rows"],
         "scorer/errors": total["errors"],
-        "tokens/generated": total["tokens"],
+        "tokens/generated": total["generated"],
     }
     if "reward" in total and total["rows"]:
         mean = total["reward"] / rows
@@ -47,21 +47,24 @@ def describe(step: Collected, scorers: Sequence[str], ranks: Ranks) -> dict[str,
         out["policy/entropy"] = total["surprise"] / total["counted"]
     out |= {f"time/{name}": seconds for name, seconds in step.seconds.items()}
     out["time/step"] = sum(step.seconds.values())
-    for name in ("generate", "update"):
-        out[f"tokens_per_second/{name}"] = total["tokens"] / max(step.seconds[name], 1e-9)
+    for name, tokens in (("generate", total["generated"]), ("update", total["tokens"])):
+        out[f"tokens_per_second/{name}"] = tokens / max(step.seconds[name], 1e-9)
     return out
 
 
 def counts(step: Collected, scorers: Sequence[str]) -> dict[str, float]:
-    """Sums over this rank's rollouts that `describe` turns into means."""
-    rollouts = [r for g in step.groups for r in g.rollouts]
-    scores = [s for g in step.groups for s in g.scores]
+    """Sums over this rank's rollouts that `describe` turns into means. Greedy answers are left out of what is
+    said of rollouts."""
+    sampled = [(g, i) for g in step.groups for i, r in enumerate(g.rollouts) if not r.probe]
+    rollouts = [g.rollouts[i] for g, i in sampled]
+    scores = [g.scores[i] for g, i in sampled if g.scores]
     arrays = step.batch.arrays
     out: dict[str, float] = {
         "rollouts": len(rollouts),
         "tokens": sum(len(r.ids) for r in rollouts),
         "truncated": sum(r.truncated for r in rollouts),
-        "errors": sum(any(one.error is not None for one in s.values()) for s in scores),
+        "generated": sum(len(r.ids) for g in step.groups for r in g.rollouts),
+        "errors": sum(any(one.error is not None for one in s.values()) for g in step.groups for s in g.scores),
         "rows": len(step.batch),
     }
     if "rewards" in arrays:

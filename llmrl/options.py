@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -51,7 +51,7 @@ def told(problem: Problem, annotation: Any) -> str:
         return f"{problem.missing} is missing."
     if not problem.unknown:
         return problem.text
-    known = list(getattr(annotation, "__annotations__", {}))
+    known = [key for kind in (annotation, *get_args(annotation)) for key in getattr(kind, "__annotations__", {})]
     return f"this key is not known.{nearest(problem.keys[-1], known)} Keys: {', '.join(known)}."
 
 

@@ -23,6 +23,7 @@ EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
     "model_type": "a mapping",
+    "dataclass_type": "a mapping",
     "list_type": "a list",
     "tuple_type": "a list",
 }
@@ -44,7 +45,7 @@ def explain(error: ValidationError, value: Any) -> Iterator[Problem]:
         keys, inner = _follow(value, found["loc"])
         if found["type"] == "missing":
             yield Problem(keys, "", missing=str(found["loc"][-1]))
-        elif found["type"] == "extra_forbidden":
+        elif found["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             yield Problem(keys, "", unknown=True)
         elif found["type"] == "secret":  # a validator's own: the value is not to be shown
             yield Problem(keys, found["msg"])

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from llmrl.algorithm import when
 from llmrl.batch import Batch
 from llmrl.combiners.weighted_sum import weighted_sum
 from llmrl.errors import CheckpointError, DataError, RecipeError
 from llmrl.loop import Loop
+from llmrl.plan import when
 from llmrl.scoring import score, usable
 from llmrl.training.assemble import assemble
-from llmrl.training.credit import needs_passes, reward
+from llmrl.training.credit import early_and_late, reward
 from llmrl.types import Group, Rollout
 
 RIGHT = 1.0  # reward of an answer that is kept; a prompt is mastered when the mean reaches it
@@ -98,11 +98,12 @@ def judged(loop: Loop, groups: list[Group], places: list[tuple[int, int]], step:
     stage = loop.stage
     contexts, chosen = [groups[g].prompt for g, _ in places], [groups[g].rollouts[i] for g, i in places]
     first = loop.ranks.rank * stage.config.rollout.prompts_per_step
-    batch = assemble(groups, places, contexts, first, stage.scorers, stage.sampling.temperature, stage.wants)
+    tokenizer, temperature = stage.updater.policy.tokenizer, stage.sampling.temperature
+    batch = assemble(groups, places, contexts, first, stage.scorers, temperature, stage.wants, tokenizer)
     stage.describe(batch, contexts, chosen, step)
     states = {key: part.init() for key, part in stage.algorithm.remembering().items()} | stage.states
-    combine = [part for part in stage.algorithm.combine or (weighted_sum,) if not needs_passes(part)]
-    reward(batch, combine, loop.ranks, dict(states))
+    early, _ = early_and_late(stage.algorithm.combine or (weighted_sum,))
+    reward(batch, early, loop.ranks, dict(states))
     return batch
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from llmrl import catalog
-from llmrl.algorithm import Algorithm, everything_named, passes, required
-from llmrl.algorithm import build_stage as build_algorithm
+from llmrl.algorithm import Algorithm
 from llmrl.batch import Batch, base_name, sources
+from llmrl.composition import build_stage as build_algorithm
 from llmrl.config import Data, Evaluation, Named, Training
 from llmrl.data.features import features
 from llmrl.data.prompts import PromptSet, load
@@ -21,6 +21,7 @@ from llmrl.data.render import render, stop_ids
 from llmrl.errors import DataError, RecipeError
 from llmrl.evaluation import Benchmark
 from llmrl.options import check_options
+from llmrl.plan import everything_named, passes, required
 from llmrl.policy.forward import ACTION_VALUES, base_model
 from llmrl.policy.model import Policy, load_policy
 from llmrl.pool import Pool
@@ -278,6 +279,11 @@ def demand(config: StageConfig, algorithm: Algorithm, prompts: PromptSet, scorer
         raise RecipeError(
             f"stage {config.name}: its algorithm trains on demonstrations beside the rollouts, and there is no extra_data. "
             "Set it, such as extra_data: {source: demonstrations.jsonl}, or set algorithm.extra: []."
+        )
+    if any(extra.source == "stored" for extra in algorithm.extra) and not any(p.completions for p in prompts.prompts):
+        raise RecipeError(
+            f"stage {config.name}: its algorithm trains on stored answers to its prompts, and none of them has one. Bring data "
+            "with a completion, or map its column: data.columns={completion: answer}."
         )
     if "block_ids" in sources(wants) and len(config.data.blocks) != len(scorers):
         raise RecipeError(

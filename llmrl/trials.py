@@ -77,7 +77,8 @@ def planned(recipes: Sequence[str], overrides: Sequence[str], seeds: int, out: P
             folder = out / f"{labels[name]}-seed{seed}"
             own = [*overrides, f"seed={seed}", f"out={out}", f"name={folder.name}", "tracking.panel=plain"]
             trial = Trial(labels[name], seed, folder, (name, *own))
-            if trial.finished and RunFolder(folder).recipe() != resolve(name, own).text:
+            # both as they resolve today: a key that is new since then has its default in both
+            if trial.finished and resolve(folder / "recipe.yaml").text != resolve(name, own).text:
                 raise LlmrlError(
                     f"{folder} holds a run of another recipe than {name} is now. Give another --out, or move it away."
                 )

@@ -41,4 +41,4 @@ def marginal_gains(embeddings: Tensor, group_ids: Tensor) -> Tensor:
         given = embeddings[rows].double()
         gram = given @ given.T + torch.eye(len(rows), dtype=torch.double, device=given.device)
         gains[rows] = -torch.linalg.inv(gram).diagonal().log()
-    return gains.round(decimals=6)  # copies must tie: what rounding leaves between them would be standardised
+    return gains.round(decimals=10)  # copies must tie: what rounding leaves between them would be standardised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -16,3 +17,11 @@ def pvpo(rewards: Tensor, anchor_rewards: Tensor) -> Tensor:
             f"pvpo: {int(anchor_rewards.isnan().sum())} rollouts belong to prompts without an anchor reward"
         )
     return rewards - anchor_rewards
+
+
+def pvpo_gate(anchor_rewards: Tensor, *, unsolved: float = 0.0) -> Tensor:
+    """1 - V where V <= `unsolved`, else 0: credit of a right answer from elsewhere to a prompt that the reference never solves.
+
+    arXiv:2508.21104, whose answers come from a stronger policy. [B] -> [B].
+    """
+    return torch.where(anchor_rewards <= unsolved, 1 - anchor_rewards, 0.0)

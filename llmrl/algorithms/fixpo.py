@@ -10,7 +10,7 @@ from llmrl.algorithm import Algorithm
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.objectives.value import value
 from llmrl.regularizers.entropy import entropy_bonus
-from llmrl.regularizers.fixpo import FixpoPenalty
+from llmrl.regularizers.fixpo import FixpoPenalty, SampledFixpoPenalty
 from llmrl.updates.fixpo import Fixpo
 
 
@@ -24,13 +24,16 @@ def fixpo(
     entropy_coef: float = 0.0,
     gae_lambda: float = 0.95,
     max_steps: int = 100,
+    exact: bool = True,
     epochs: int = 4,
     minibatches: int = 4,
 ) -> Algorithm:
     """PPO without its clip: a KL penalty, and a second phase that leaves no token past `bound` (arXiv:2312.05405).
 
-    The KL is exact, over the vocabulary at every token. epochs and minibatches are ours, as for PPO.
+    The KL is exact, over the vocabulary at every token; without `exact` it is estimated from the sampled tokens, where a pass
+    over the vocabulary is too much, and the bound is on the estimate. epochs and minibatches are ours, as for PPO.
     """
+    penalty = FixpoPenalty if exact else SampledFixpoPenalty
     return Algorithm(
         advantage=partial(gae, gae_lambda=gae_lambda),
         objective=(
@@ -38,7 +41,7 @@ def fixpo(
             partial(value, value_coef=value_coef, value_clip=None),
         ),
         regularizers=(
-            FixpoPenalty(bound=bound, target_coef=target_coef, beta=beta, beta_learning_rate=beta_learning_rate),
+            penalty(bound=bound, target_coef=target_coef, beta=beta, beta_learning_rate=beta_learning_rate),
             *((partial(entropy_bonus, entropy_coef=entropy_coef),) if entropy_coef else ()),
         ),
         update=Fixpo(bound=bound, max_steps=max_steps),

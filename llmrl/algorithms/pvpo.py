@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from llmrl.advantages import pvpo as advantages
-from llmrl.algorithm import Algorithm, Before
+from llmrl.algorithm import Algorithm, Before, Extra
 from llmrl.objectives.policy import clipped_surrogate
+from llmrl.objectives.reinforce import reinforce
 from llmrl.selections.prompts import pvpo_presample
 
 
@@ -16,6 +18,7 @@ def pvpo(
     refresh_every: int = 500,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    answer_coef: float = 0.0,
     epochs: int = 1,
     minibatches: int = 1,
 ) -> Algorithm:
@@ -23,10 +26,16 @@ def pvpo(
 
     Prompts that it always or never solves are left out. No group statistic, so one rollout a prompt is enough; do not
     add dynamic sampling, which would drop groups that have credit here. How often the paper measures anew is not known.
+    answer_coef above 0 keeps the prompts that it never solves and trains on the right answer that came with their data,
+    beside the rollouts, with the credit 1 - V and the ratio 1; at 1 / group_size it weighs as much as a rollout.
     """
+    answer = Extra(
+        (reinforce,), source="stored", coefficient=answer_coef, reduce="sequence_mean", gate=advantages.pvpo_gate
+    )
     return Algorithm(
         before=Before(num_samples=num_samples, refresh_every=refresh_every),
-        select=(pvpo_presample,),
+        select=(partial(pvpo_presample, unsolved=-math.inf) if answer_coef else pvpo_presample,),
+        extra=(answer,) if answer_coef else (),
         advantage=advantages.pvpo,
         objective=(partial(clipped_surrogate, clip_low=clip_low, clip_high=clip_high),),
         reduce="token_mean",

@@ -32,6 +32,8 @@ def step_arrays(rollouts: Sequence[Rollout], width: int, tag: str, tokenizer: An
     ids = torch.full((len(rollouts), width), -1, dtype=torch.long)
     hashes = ids.clone()
     for row, rollout in enumerate(rollouts):
+        if not rollout.ids:
+            continue
         ends = steps_of(rollout.text, tag)
         last = laid_on_sampled(rollout.ids, rollout.text, tuple((end, 0.0) for end in ends), tokenizer)
         start = token = number = 0

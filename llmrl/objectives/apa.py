@@ -12,7 +12,8 @@ def apa(logprobs: Tensor, ref_logprobs: Tensor, advantages: Tensor, *, temperatu
 
     [B,T] each; the released code's coefficient is 1 / temperature, and the log-probabilities that it calls old are the
     initial policy's. The target does not add up to 1, so that with large |A| / temperature the optimum is flatter than the
-    tilt; the advantage `opmd` with the baseline log_mean_exp mends that. A = 0 pulls towards the reference.
+    tilt; the advantage `opmd` with the baseline log_mean_exp mends that, the method's soft_baseline. A = 0 pulls towards
+    the reference.
     """
     return Loss((logprobs - advantages / temperature - ref_logprobs) ** 2)
 

@@ -27,8 +27,11 @@ def clipped_surrogate(
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip is not None:
         loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
-    clipped = ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
-    return Loss(loss, stats={"ratio/clip_fraction": clipped})
+    high, low = (advantages > 0) & (ratio > 1 + clip_high), (advantages < 0) & (ratio < 1 - clip_low)
+    stats = {"ratio/clip_fraction": high | low, "ratio/clip_high_fraction": high, "ratio/clip_low_fraction": low}
+    if dual_clip is not None:
+        stats["ratio/dual_clip_fraction"] = (advantages < 0) & (ratio > dual_clip)
+    return Loss(loss, stats=stats)
 
 
 def two_sided_clip(

@@ -64,7 +64,10 @@ def main(descriptor: int) -> None:
             answer = end(argument)
             workers.discard(argument)
             end_strays(workers)
-        control.sendall(json.dumps(answer).encode())
+        try:
+            control.sendall(json.dumps(answer).encode())
+        except ConnectionError:  # closed before the answer
+            break
     for pid in workers:
         end(pid)
     end_strays(set())

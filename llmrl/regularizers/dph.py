@@ -47,7 +47,7 @@ def dph_fresh(logprobs: Tensor, ref_logprobs: Tensor, *, kl_coef: float = 0.001)
     The released code applies it to a random tenth of the micro-batches; a tenth of the coefficient on all of them has the
     same expectation and does not depend on how a batch is split.
     """
-    mixture = ref_logprobs + log_mean(logprobs - ref_logprobs)  # in no need of a bound
+    mixture = ref_logprobs + log_mean(logprobs - ref_logprobs)  # unbounded: a bound here would not be in the other term
     return Loss(kl_coef * kl.k3(logprobs, mixture))
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.ops import kl
 
 MOMENTS = (0.9, 0.999)  # Adam's, as beta is stepped by it
 EPSILON = 1e-8
@@ -50,3 +51,14 @@ class FixpoPenalty:
         size = math.sqrt(second / (1 - MOMENTS[1] ** steps)) + EPSILON
         beta = state["beta"] - self.beta_learning_rate * first / (1 - MOMENTS[0] ** steps) / size
         return {"beta": max(beta, 0.0), "first": first, "second": second, "steps": steps}
+
+
+class SampledFixpoPenalty(FixpoPenalty):
+    """FixpoPenalty on r - 1 - log r of the sampled token, r = exp(logprobs - old_logprobs), in place of its KL.
+
+    Of tokens drawn from the old policy its mean is KL(old || new) and it is never negative (k3 of `ops.kl`). No pass over
+    the vocabulary is needed; what is kept within the bound is then the estimate, not the divergence.
+    """
+
+    def apply(self, state: dict[str, float], logprobs: Tensor, old_logprobs: Tensor) -> Loss:
+        return super().apply(state, kl.k3(old_logprobs, logprobs))

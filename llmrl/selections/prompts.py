@@ -10,8 +10,8 @@ from llmrl.selections.selection import Selection
 def pvpo_presample(anchor_rewards: Tensor, *, solved: float = 1.0, unsolved: float = 0.0) -> Selection:
     """Drops prompts that the reference policy always or never solves (PVPO, arXiv:2508.21104).
 
-    anchor_rewards [B]: dropped from `solved` on and down to `unsolved`. The paper keeps the unsolved ones where a
-    stronger policy's answer can be put among the rollouts; without one they are dropped.
+    anchor_rewards [B]: dropped from `solved` on and down to `unsolved`. The paper keeps the unsolved ones where there is a
+    stronger policy's answer to learn from: unsolved -inf, and the second batch of method pvpo; without one they are dropped.
     """
     return Selection((anchor_rewards < solved) & (anchor_rewards > unsolved))
 

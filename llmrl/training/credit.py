@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmrl.algorithm import Algorithm, required, when
+from llmrl.algorithm import Algorithm
 from llmrl.batch import VOCABULARY, Batch, Credit, call, sources
 from llmrl.catalog import inputs_of, name_of
-from llmrl.errors import RecipeError
+from llmrl.errors import RecipeError, TrainingError
 from llmrl.ops.groups import group_mean
 from llmrl.ops.masked import last_counted
+from llmrl.plan import required, when
 from llmrl.selections.selection import Selection
 from llmrl.training.ranks import Ranks
 
@@ -23,6 +24,12 @@ PASSES = frozenset(n for n, a in VOCABULARY.items() if a.source in ("old", "ref"
 def needs_passes(part: Any) -> bool:
     """Whether a part reads what only a forward pass of the trainer makes."""
     return bool(sources(inputs_of(part)) & PASSES)
+
+
+def early_and_late(combine: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """(the combiners that run before the trainer's passes, those from the first on that needs one), in their order."""
+    first = next((i for i, part in enumerate(combine) if needs_passes(part)), len(combine))
+    return list(combine[:first]), list(combine[first:])
 
 
 def reward(batch: Batch, combine: Sequence[Any], ranks: Ranks, states: dict[str, Any] | None = None) -> None:
@@ -85,14 +92,20 @@ def assign_credit(batch: Batch, algorithm: Algorithm, ranks: Ranks, states: dict
         if isinstance(out, Credit):
             batch.arrays["returns"] = out.returns
             out = out.advantages
-        batch.write({"advantages": laid_out(out, mask)})
+        batch.write({"advantages": laid_out(out, mask, name_of(algorithm.advantage))})
     for part in algorithm.shaping:
         out = on_all_ranks(part, batch, ranks, states, "shaping")
         batch.write(out if isinstance(out, dict) else {"advantages": out})
 
 
-def laid_out(numbers: Tensor, mask: Tensor) -> Tensor:
-    """[B,T] of [B] or [B,T]."""
+def laid_out(numbers: Tensor, mask: Tensor, name: str) -> Tensor:
+    """[B,T] of [B] or [B,T]. TrainingError for anything else that the part of that name gives."""
+    if not isinstance(numbers, Tensor) or numbers.shape not in (mask.shape[:1], mask.shape):
+        found = list(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
+        raise TrainingError(
+            f"algorithm.advantage: {name} gave {found}; expected a tensor with a number a rollout, {list(mask.shape[:1])}, or a "
+            f"number a token, {list(mask.shape)}."
+        )
     return numbers[:, None].expand(mask.shape) if numbers.dim() == 1 else numbers
 
 

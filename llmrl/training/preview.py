@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from llmrl import catalog
-from llmrl.algorithm import build_stage, passes
+from llmrl.algorithm import Algorithm
 from llmrl.combinations import cautions
+from llmrl.composition import build_stage
 from llmrl.config import Model
 from llmrl.data.prompts import load
 from llmrl.errors import ModelError
 from llmrl.options import check_options
+from llmrl.plan import passes
 from llmrl.policy.model import make, pinned
 from llmrl.pool import Pool
 from llmrl.recipe import Recipe, StageConfig
-from llmrl.run import replays
+from llmrl.run import demand, replays
 from llmrl.scoring import make_scorers, score
 from llmrl.tracking.text import one_line
 from llmrl.types import Group, Rollout
@@ -37,10 +39,15 @@ def preview(recipe: Recipe) -> str:
         out = [
             f"{recipe.path}: {len(recipe.stages)} stage{'s' if len(recipe.stages) > 1 else ''}, nothing is wrong with it"
         ]
+        read = any(extra.source == "extra_data" for algorithm in algorithms for extra in algorithm.extra)
+        if any(stage.extra_data for stage in recipe.stages) and not read:
+            out.append(
+                "careful: extra_data is set, and no stage trains on it. Set algorithm.extra: [{objective: ptx}]."
+            )
         for stage, algorithm in zip(recipe.stages, algorithms, strict=True):
             plans = passes(algorithm, online=not replays(stage.rollout.engine))
             warned = [f"  careful: {line}" for line in cautions(algorithm)]
-            out += ["", f"stage {stage.name}", *warned, *data_lines(stage, tokenizer, recipe.run.seed)]
+            out += ["", f"stage {stage.name}", *warned, *data_lines(stage, algorithm, tokenizer, recipe.run.seed)]
             out += [f"  pass {p.name}: {p.why}" for p in plans]
             values = any("values" in p.arrays for p in plans)
             reference = any(p.name == "ref" for p in plans) and model.lora is None
@@ -63,20 +70,23 @@ def description(source: str) -> tuple[Any, Any]:
         ) from error
 
 
-def data_lines(stage: StageConfig, tokenizer: Any, seed: int) -> list[str]:
+def data_lines(stage: StageConfig, algorithm: Algorithm, tokenizer: Any, seed: int) -> list[str]:
     """What was loaded, the first prompt as the model sees it, and what each scorer says of a fake answer."""
     name, options = catalog.split_named(stage.rollout.engine)
     problems = check_options(catalog.get("engines", name), options, "rollout.engine")
     if problems:
         raise ModelError("\n".join(problems))
     prompts = load(stage.data, tokenizer, seed=seed, answers=replays(stage.rollout.engine))
+    scorers = make_scorers(stage.scorers)
+    demand(stage, algorithm, prompts, scorers)
     first = prompts.prompts[0]
     steps = stage.training.steps or -(-len(prompts) // stage.rollout.prompts_per_step)
     lines = [f"  {prompts.report}", f"  {steps:,} steps of {stage.rollout.prompts_per_step} prompts"]
     lines += [f"  refused: {one_line(reason, 160)}" for reason in prompts.report.reasons[:3]]
+    if any(extra.source == "extra_data" for extra in algorithm.extra):
+        lines.append(f"  extra_data: {load(stage.extra_data, tokenizer, seed=seed, answers=True).report}")
     lines.append(f"  first prompt, {len(first.ids)} tokens: {one_line(tokenizer.decode(list(first.ids)), SHOWN)}")
     group = Group(first, (Rollout((0,), FAKE_ANSWER, stored=first.completions[0] if first.completions else None),))
-    scorers = make_scorers(stage.scorers)
     with Pool(workers=1) as pool:
         (scored,) = score([group], scorers, stage.scoring.model_copy(update={"max_error_share": 1.0}), pool)
     for found in scored.scores:

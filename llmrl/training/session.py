@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmrl import observe, references
-from llmrl.algorithm import build_stage as build_algorithm
 from llmrl.api import Result
 from llmrl.combinations import cautions
+from llmrl.composition import build_stage as build_algorithm
 from llmrl.errors import CheckpointError, LlmrlError
 from llmrl.loop import Loop
 from llmrl.measure import measure
@@ -131,7 +131,7 @@ class Session:
                     )
                 checkpoint.load(resumed, policy, stage.updater.optimizer)
                 start, stage.version, stage.memory = state["step"], state["version"], state["memory"]
-                stage.states, stage.drawn = state["states"], state["drawn"]
+                stage.states, stage.drawn, stage.feedback_cut = state["states"], state["drawn"], state["feedback_cut"]
             self.train(stage, policy, start)
             memory = stage.memory
             stage.close()
@@ -206,6 +206,7 @@ class Session:
                 "memory": stage.memory,
                 "states": stage.states,
                 "drawn": stage.drawn,
+                "feedback_cut": stage.feedback_cut,
                 "prompts": stage.prompts.digest,
                 "recipe": identity(self.recipe, self.functions),
             }

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from llmrl import catalog
-from llmrl.algorithm import Algorithm, Extra, droppable, together
+from llmrl.algorithm import Algorithm, Extra
 from llmrl.batch import VOCABULARY, Batch, call, sources
 from llmrl.errors import RecipeError, TrainingError
 from llmrl.ops.reduce import reduce_tokens, reduce_units, row_coefficients
+from llmrl.plan import droppable, together
 from llmrl.policy.forward import ACTION_VALUES, Rows
 from llmrl.policy.model import Policy
 from llmrl.training import monitors
@@ -79,16 +80,16 @@ class Updater:
         return problem.report() | told
 
     @torch.no_grad()
-    def measure(self, batch: Batch, algorithm: Algorithm) -> dict[str, float]:
+    def measure(self, batch: Batch, algorithm: Algorithm, states: dict[str, Any] | None = None) -> dict[str, float]:
         """Means of the objective and of its statistics over this rank's batch, by metric name; no step is made.
 
         Other ranks take no part, so that one of them can measure alone.
         """
         averages = monitors.Averages()
-        states = {key: part.init() for key, part in algorithm.remembering().items()}
-        counts = Counts.of(batch.arrays, algorithm.reduce, self.settings, slice(None), pairs_among(batch))
+        states = {key: part.init() for key, part in algorithm.remembering().items()} | (states or {})
+        counts = Counts.of(countable(batch), algorithm.reduce, self.settings, slice(None), pairs_among(batch))
         job = Job(self, batch, algorithm, states, counts)
-        for chosen in job.micro_batches((batch.arrays["lengths"] > 0).nonzero().squeeze(1).tolist()):
+        for chosen in job.micro_batches(batch.counted.nonzero().squeeze(1).tolist()):
             job.loss(chosen, averages)
         return means(averages.sums, averages.counts, 1)
 
@@ -102,10 +103,10 @@ class Counts:
 
     @classmethod
     def of(cls, arrays: dict[str, Tensor], mode: str, settings: Settings, own: slice, pairs: int = 0) -> Counts:
-        """arrays: group_ids and lengths of all ranks; own: this rank's rows among them."""
-        lengths, groups = arrays["lengths"], arrays["group_ids"]
-        coefficients = row_coefficients(mode, lengths, groups, settings.max_length)[own]
-        filled = lengths > 0
+        """arrays: group_ids and counted tokens of all ranks' rows; own: this rank's rows among them."""
+        counted, groups = arrays["counted"], arrays["group_ids"]
+        coefficients = row_coefficients(mode, counted, groups, settings.max_length)[own]
+        filled = counted > 0
         units = {"sequence": int(filled.sum()), "group": len(groups[filled].unique()), "pair": pairs}
         return cls(coefficients, units)
 
@@ -179,7 +180,8 @@ class Job:
         total = torch.zeros((), device=device)
         for stage, part, state in self.parts:
             loss, name = call(part, micro, state), catalog.name_of(part)
-            weights = arrays.get("weights") if stage == "objective" else None
+            judged = stage == "objective" and "logprobs" in sources(catalog.inputs_of(part))  # a critic's loss is not
+            weights = arrays.get("weights") if judged else None
             if loss.unit == "token":
                 number = reduce_tokens(loss.values, mask, coefficients, weights)
             else:
@@ -260,10 +262,11 @@ class Problem:
         return out
 
     def _share(self, extra: Extra, batch: Batch, groups: Tensor, number: int, parts: int) -> list[int]:
-        """Rows of a second batch that belong to a mini-batch: those of its prompts, or an even share of a batch of its own."""
-        if extra.source == "stored":
-            return torch.isin(batch.arrays["group_ids"], groups).nonzero().squeeze(1).tolist()
-        return torch.arange(len(batch)).tensor_split(parts)[number].tolist()
+        """Rows of a second batch that belong to a mini-batch: those of its prompts, or an even share of a batch of its own,
+        by their place in the batch of all ranks."""
+        ids = batch.arrays["group_ids"]
+        chosen = torch.isin(ids, groups) if extra.source == "stored" else ids % parts == number
+        return chosen.nonzero().squeeze(1).tolist()
 
     def gradient(self, mini: MiniBatch, only: Collection[str] | None = None) -> dict[str, float]:
         """Add the gradient of the mini-batch's loss, over all ranks, to every parameter's `grad`.
@@ -342,13 +345,13 @@ class Problem:
     def _jobs(self, mini: MiniBatch, only: Collection[str] | None) -> list[Job]:
         """The rollouts' job, and one for each second batch unless only some parts count."""
         updater, algorithm = self.updater, self.algorithm
-        arrays, own = self.ranks.gather_arrays({k: mini.batch.arrays[k] for k in ("group_ids", "lengths")})
+        arrays, own = self.ranks.gather_arrays(countable(mini.batch))
         pairs = int(self.ranks.sums({"pairs": pairs_among(mini.batch)})["pairs"])
         counts = Counts.of(arrays, algorithm.reduce, updater.settings, own, pairs)
         noise = self.seed * 1_000 + len(self.norms)
         jobs = [Job(updater, mini.batch, algorithm, self.states, counts, only=only, noise_seed=noise)]
         for extra, batch in mini.extras if only is None else ():
-            mine, here = self.ranks.gather_arrays({k: batch.arrays[k] for k in ("group_ids", "lengths")})
+            mine, here = self.ranks.gather_arrays(countable(batch))
             counted = Counts.of(mine, extra.reduce, updater.settings, here)
             if extra.gate is not None:  # over all prompts, also those without a row
                 prompts = max(len(arrays["group_ids"].unique()), 1)
@@ -407,11 +410,17 @@ class Problem:
 
 def active(batch: Batch, rows: Sequence[int], algorithm: Algorithm | None) -> list[int]:
     """The rows that the loss does not multiply by zero. algorithm: None for a second batch, all of whose rows count."""
-    kept = [i for i in rows if batch.arrays["lengths"][i] > 0]
+    counted = batch.counted.tolist()
+    kept = [i for i in rows if counted[i]]
     if algorithm is not None and droppable(algorithm):
         acting = batch.arrays["advantages"] * batch.arrays.get("weights", torch.ones(()))
         kept = [i for i in kept if bool((acting[i] != 0).any())]
     return kept
+
+
+def countable(batch: Batch) -> dict[str, Tensor]:
+    """What the divisors of a loss are worked out from."""
+    return {"group_ids": batch.arrays["group_ids"], "counted": batch.counted}
 
 
 def means(sums: dict[str, float], counts: dict[str, float], updates: int) -> dict[str, float]:
@@ -438,7 +447,7 @@ def pairs_among(batch: Batch) -> int:
     """How many pairs have something to train on on each side."""
     if batch.pairs is None:
         return 0
-    return int((batch.arrays["lengths"][batch.pairs] > 0).all(1).sum())
+    return int((batch.counted[batch.pairs] > 0).all(1).sum())
 
 
 def units_of(batch: Batch, rows: list[int], grouped: bool) -> list[list[int]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmrl.updates.problem import Problem
 
-PENALTY = "FixpoPenalty"  # the regularizer that is minimised in the second phase
+PENALTY = ("FixpoPenalty", "SampledFixpoPenalty")  # the one that is there is minimised in the second phase
 
 
 class FixUp(NamedTuple):
@@ -51,8 +51,9 @@ def fix_up(
 class Fixpo:
     """Ordinary epochs, and after each (or the last) a phase that brings every token back inside `bound` (arXiv:2312.05405).
 
-    Needs the regularizer `fixpo`, FixpoPenalty, whose statistic is the exact KL(old || new) of a token. The guarantee is
-    on the largest KL of a counted token of the batch, or with measure `mean` on the mean of each mini-batch. When max_steps
+    Needs the regularizer `fixpo`, FixpoPenalty, whose statistic is the exact KL(old || new) of a token, or `fixpo_sampled`
+    and its estimate. The guarantee is on the largest of a counted token of the batch, or with measure `mean` on the mean of
+    each mini-batch; with the sampled one it is on the estimate alone. When max_steps
     do not suffice the parameters go back to where they last were inside; the authors' code goes on for ever.
     """
 
@@ -73,10 +74,10 @@ class Fixpo:
         statistic = "fixpo/kl/max" if self.measure == "max" else "fixpo/kl"
 
         def divergence(minibatch: Any) -> float:
-            return problem.measure(minibatch, {PENALTY}).get(statistic, 0.0)  # without a counted token there is none
+            return problem.measure(minibatch, PENALTY).get(statistic, 0.0)  # without a counted token there is none
 
         def step(minibatch: Any) -> None:
-            problem.gradient(minibatch, {PENALTY})
+            problem.gradient(minibatch, PENALTY)
             problem.step()
 
         inside = _snapshot(problem)

@@ -9,14 +9,16 @@ import torch
 from inputs import FITTED, MAX_LENGTH, batch
 from torch import Tensor
 
-from llmrl.algorithm import Algorithm, Extra, build, passes, required
+from llmrl.algorithm import Algorithm, Extra
 from llmrl.batch import VOCABULARY, Batch, base_name, sources
 from llmrl.catalog import name_of
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.composition import build
 from llmrl.ops.masked import last_counted
+from llmrl.plan import passes, required
 from llmrl.policy.forward import ACTION_VALUES
 from llmrl.policy.model import Policy
-from llmrl.training.credit import assign_credit, needs_passes, reward, selected
+from llmrl.training.credit import assign_credit, early_and_late, reward, selected
 from llmrl.training.passes import run_pass
 from llmrl.training.ranks import Ranks
 from llmrl.training.update import Settings, Updater
@@ -57,7 +59,8 @@ def prepared(algorithm: Algorithm, policy: Policy, reference: Policy, given: Bat
         out.arrays["rollout_logprobs"] = run_pass(policy, out, WHOLE)["logprobs"] + error
     combine = algorithm.combine or (weighted_sum,)
     ranks, states = Ranks(), {key: part.init() for key, part in algorithm.remembering().items()}
-    reward(out, [part for part in combine if not needs_passes(part)], ranks, states)
+    early, late = early_and_late(combine)
+    reward(out, early, ranks, states)
     if "greedy_rewards" in wanted:
         out.arrays["greedy_rewards"] = given.arrays["greedy_rewards"]
     selected(out, [part for part in algorithm.select if part_keeps_rows(part)], ranks, states)
@@ -70,7 +73,7 @@ def prepared(algorithm: Algorithm, policy: Policy, reference: Policy, given: Bat
     if "ref_logprobs" in plan:
         kept = "ref" if "ref_kl" in wanted else None
         out.arrays["ref_logprobs"] = run_pass(reference, out, WHOLE, keep_as=kept)["logprobs"]
-    reward(out, [part for part in combine if needs_passes(part)], ranks, states)
+    reward(out, late, ranks, states)
     assign_credit(out, algorithm, ranks, states)
     selected(out, [part for part in algorithm.select if part_keeps_rows(part)], ranks, states, at="credited")
     return out

@@ -5,9 +5,11 @@ import inspect
 import pytest
 
 from llmrl import catalog
-from llmrl.algorithm import STAGES, WITHOUT_ARRAYS, Algorithm, build, passes, required
+from llmrl.algorithm import STAGES, WITHOUT_ARRAYS, Algorithm
 from llmrl.batch import base_name
+from llmrl.composition import build
 from llmrl.options import bind
+from llmrl.plan import passes, required
 
 KINDS = [*STAGES.values(), "algorithms"]
 ROWS = [(kind, name) for kind in KINDS for name in catalog.table(kind)]

@@ -9,12 +9,13 @@ from inputs import batch, emptied
 from steps import WHOLE, method, prepared, updated
 
 from llmrl import catalog
-from llmrl.algorithm import REDUCTIONS, required
+from llmrl.algorithm import REDUCTIONS
 from llmrl.algorithms.ppo import ppo
 from llmrl.batch import sources
 from llmrl.combinations import UNDIVIDED
 from llmrl.errors import TrainingError
 from llmrl.ops.masked import last_counted
+from llmrl.plan import required
 from llmrl.training.passes import rows_of, run_pass
 from llmrl.training.ranks import Ranks
 from llmrl.training.update import Settings, Updater
@@ -152,6 +153,16 @@ def test_preference_loss_is_ln_2_while_the_policy_is_the_reference(policy):
     metrics = recorder.measure(given, algorithm)
     assert metrics["loss/dpo"] == pytest.approx(math.log(2), abs=1e-6)
     assert metrics["pairs/margin"] == pytest.approx(0, abs=1e-5)
+
+
+def test_weights_are_for_the_policy_and_not_for_the_critic(policy, reference):
+    algorithm = method("ppo")
+    given = prepared(algorithm, policy, reference)
+    _, whole = updated(policy, given, algorithm)
+    given.arrays["weights"] = torch.zeros(given.arrays["loss_mask"].shape)
+    _, silenced = updated(policy, given, algorithm)
+    assert silenced["loss/clipped_surrogate"] == 0 != whole["loss/clipped_surrogate"]
+    assert silenced["loss/value"] == pytest.approx(whole["loss/value"]) and silenced["gradient/norm"] > 0
 
 
 def test_without_critic_and_penalty_ppo_is_the_surrogate_of_grpo(policy, reference):

@@ -8,9 +8,9 @@ import torch
 from inputs import assert_same, batch, differentiate
 
 from llmrl.advantages.gae import gae
-from llmrl.algorithm import build, passes
 from llmrl.batch import Loss, call
 from llmrl.combiners.kl_in_reward import kl_in_reward
+from llmrl.composition import build
 from llmrl.objectives.covariance import clip_cov, kl_cov
 from llmrl.objectives.dppo import dppo, prime
 from llmrl.objectives.hapo import hapo
@@ -20,6 +20,7 @@ from llmrl.objectives.preference import dpo
 from llmrl.objectives.value import value
 from llmrl.objectives.weighted import cispo_rollout
 from llmrl.ops.masked import last_counted
+from llmrl.plan import passes
 from llmrl.regularizers.kl import kl_k3
 
 WIDE = 1e6

@@ -18,6 +18,7 @@ SPEAKS_WITHOUT_SPREAD = {  # group-relative estimator -> why a group without spr
     "polychromic": "equally right answers differ in what they add to a set's diversity",
     "dpp": "equally right answers differ in what they add to the group's diversity",
     "ahpo_gate": "no credit: it opens where a prompt's rollouts fail",
+    "pvpo_gate": "credit of stored answers, not of rollouts",
     "asymre": "its shift is credit for whatever was sampled",
 }
 KEEPS_THE_FIRST = {

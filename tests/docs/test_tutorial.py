@@ -101,6 +101,9 @@ def test_links_lead_somewhere(page):
 def test_the_monitors_page_has_every_metric_in_the_source():
     page = (ROOT / "docs" / "monitors.md").read_text()
     listed = {re.sub("<.*?>", "*", name) for name in re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)}
-    source = [p.read_text() for p in (ROOT / "llmrl").rglob("*.py") if p.parent.name not in ("tracking", "data")]
+    files = (
+        p for p in (ROOT / "llmrl").rglob("*.py") if p.parent.name not in ("tracking", "data") and p.name != "cli.py"
+    )
+    source = [p.read_text() for p in files]
     written = {re.sub("{.*?}", "*", name) for text in source for name in METRIC.findall(text)}
     assert len(written) > 25 and written <= listed

@@ -10,11 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import yaml
+from judges import varied as varied
 
 from llmrl import train
 from llmrl.api import Result
+from llmrl.loop import Loop
 from llmrl.recipe_tree import Tree, overlay
 from llmrl.training import session
 
@@ -76,6 +79,25 @@ def messages_of(monkeypatch) -> list[str]:
     return said
 
 
-def varied(completion_ids, **columns) -> list[float]:
-    """A reward, TRL's way, that spreads within almost any group of different answers."""
-    return [float(sum(ids) % 7) for ids in completion_ids]
+class Killed(BaseException):
+    """Nothing in a run may catch this."""
+
+
+def killed_after(patch, done: int) -> None:
+    """From here on a run dies at the start of the step that follows `done` others."""
+    step, made = Loop.step, []
+
+    def mortal(loop, number):
+        if len(made) == done:
+            raise Killed
+        made.append(number)
+        return step(loop, number)
+
+    patch.setattr(Loop, "step", mortal)
+
+
+def interrupted(folder, done: int, name: str = "run", **sections):
+    """Kill such a run after `done` steps."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, done)
+        trained(folder, name, **sections)

@@ -33,7 +33,7 @@ SMALL = {  # one token a byte, so every limit of the recipe in tokens is too low
     "evaluation.test.data.max_prompt_tokens": 1536,
     "evaluation.test.limit": 4,
     "evaluation.test.max_tokens": 8,
-    "scorers": ["math_answer", "format_tags", "helpers:varied"],  # random weights earn nothing from the first two
+    "scorers": ["math_answer", "format_tags", "judges:varied"],  # random weights earn nothing from the first two
     "rollout": {"prompts_per_step": 3, "group_size": 4, "max_tokens": 24},
     "training": {"steps": 3, "learning_rate": 1e-3},
     "tracking": {"panel": "off"},

@@ -76,7 +76,7 @@ QUICK = {
     "tracking": {"rollouts_every": 1, "panel": "off"},
     **{f"evaluation.{n}.data.source.size": 8 for n in ("sampled", "greedy")},
     **{"stages.warm-up.training.steps": 2, "stages.warm-up.data.source.size": 64, "data.source.size": 64},
-    **{"stages.grpo.training.steps": 2, "stages.grpo.scorers": ["answer_tag", "helpers:varied"]},
+    **{"stages.grpo.training.steps": 2, "stages.grpo.scorers": ["answer_tag", "judges:varied"]},
 }
 OFFLINE = {
     "name": "offline",
@@ -84,9 +84,9 @@ OFFLINE = {
     "rollout": {"engine": {"name": "scripted", "answers": [str(n) for n in range(10, 26)]}, "group_size": 16},
 }
 METHODS = {
-    "grpo": {"algorithm": {"name": "grpo", "kl_coef": 0.04}, "scorers": ["answer_tag", "helpers:varied"]},
-    "lora": LORA | {"algorithm": {"name": "grpo"}, "scorers": ["answer_tag", "helpers:varied"]},
-    "ppo": {"algorithm": {"name": "ppo"}, "scorers": ["answer_tag", "helpers:varied"]},
+    "grpo": {"algorithm": {"name": "grpo", "kl_coef": 0.04}, "scorers": ["answer_tag", "judges:varied"]},
+    "lora": LORA | {"algorithm": {"name": "grpo"}, "scorers": ["answer_tag", "judges:varied"]},
+    "ppo": {"algorithm": {"name": "ppo"}, "scorers": ["answer_tag", "judges:varied"]},
     "dpo": PAIRS | {"algorithm": {"name": "dpo"}},
     "fcp": {
         "scorers": [FEEDBACK],

@@ -15,7 +15,7 @@ from llmrl.advantages.dpp import dpp, marginal_gains
 from llmrl.advantages.group import centred, leave_one_out, standardised
 from llmrl.advantages.partial_returns import partial_returns
 from llmrl.advantages.polychromic import polychromic
-from llmrl.advantages.pvpo import pvpo
+from llmrl.advantages.pvpo import pvpo, pvpo_gate
 from llmrl.advantages.salt import salt
 from llmrl.advantages.stratified import stratified
 from llmrl.objectives.blockwise import blockwise as blockwise_objective
@@ -203,6 +203,11 @@ def test_pvpo_subtracts_what_the_reference_earns():
     near(pvpo(torch.ones(2), tensor([0.25, 0.25])), [0.75, 0.75])
 
 
+def test_pvpo_credits_an_answer_from_elsewhere_where_the_reference_fails():
+    near(pvpo_gate(tensor([0.0, 0.25, 1.0])), [1.0, 0.0, 0.0])
+    near(pvpo_gate(tensor([0.0, 0.25, 1.0]), unsolved=0.25), [1.0, 0.75, 0.0])
+
+
 def test_pvpo_does_not_guess_a_missing_anchor():
     with pytest.raises(ValueError, match="1 rollouts belong to prompts without an anchor"):
         pvpo(torch.ones(2), tensor([0.5, NAN]))
@@ -355,6 +360,17 @@ def test_dpp_gains_against_determinants():
         own = [j for j in range(9) if ids[j] == ids[i]]
         expected = volume(own) - volume([j for j in own if j != i])
         assert_close(found[i], expected, rtol=0, atol=1e-6)
+
+
+def test_dpp_gains_keep_their_small_differences():
+    # two nearly equal answers: what is left between gains is scaled up to 1, and must not be rounding's
+    points = torch.nn.functional.normalize(
+        tensor([[1.0, 0, 0], [1, 0.002, 0.001], [1, 0, 0.003]], dtype=torch.float64), dim=1
+    )
+    whole = (points @ points.T + torch.eye(3, dtype=torch.float64)).logdet()
+    rest = [torch.tensor([j for j in range(3) if j != i]) for i in range(3)]
+    without = [(points[r] @ points[r].T + torch.eye(2, dtype=torch.float64)).logdet() for r in rest]
+    assert_close(marginal_gains(points, one_group(3)), whole - torch.stack(without), rtol=0, atol=1e-9)
 
 
 def test_dpp_degenerate_groups():

@@ -10,9 +10,11 @@ from typing import Literal
 
 import pytest
 
-from llmrl.algorithm import Algorithm, build, build_stage, droppable, passes, reasons, required
+from llmrl.algorithm import Algorithm
+from llmrl.composition import build, build_stage
 from llmrl.errors import RecipeError
 from llmrl.options import bind, check_options
+from llmrl.plan import droppable, passes, reasons, required
 from llmrl.recipe import resolve
 
 
@@ -223,3 +225,17 @@ def test_rows_without_credit_may_go_only_where_every_part_multiplies_by_it():
     assert droppable(Algorithm(advantage=scaled, objective=(surrogate,)))
     assert not droppable(Algorithm(advantage=scaled, objective=(surrogate,), regularizers=(tilt,)))
     assert not droppable(Algorithm(advantage=scaled, objective=(partial(kimi),)))
+
+
+def test_a_soft_baseline_takes_the_place_of_a_critic():
+    algorithm = build({"name": "apa", "soft_baseline": True, "temperature": 0.5})
+    assert not {"values", "old_values", "returns", "token_rewards"} & required(algorithm)
+    assert algorithm.advantage.keywords == {"baseline": "log_mean_exp", "tau": 0.5}
+    assert "values" in required(build({"name": "apa"}))
+
+
+def test_rewards_of_a_second_batch_are_made_like_those_of_the_rollouts_or_refused():
+    with pytest.raises(
+        RecipeError, match="kl_in_reward in algorithm.combine reads (old|ref)_logprobs, which a second batch"
+    ):
+        required(build({"name": "hnpg", "combine": ["weighted_sum", "kl_in_reward"]}))

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from llmrl import catalog
-from llmrl.algorithm import build
 from llmrl.combinations import cautions, conflicts, option
+from llmrl.composition import build
 from llmrl.regularizers.adaptive_kl import AdaptiveKl
 
 TIS = "importance_weights"
@@ -20,6 +20,18 @@ REFUSED = {
     "a bound without its penalty": (
         {"name": "fixpo", "regularizers": ["kl_old"]},
         "algorithm.update: Fixpo bounds what FixpoPenalty measures, and it is not there. Add fixpo",
+    ),
+    "a gate without the prompts it opens for": (
+        {"name": "ahpo", "select": ["dynamic_sampling"]},
+        "algorithm.select: dynamic_sampling drops the prompts without a right answer",
+    ),
+    "a rule without steps and a part that waits for them": (
+        {"name": "trpo", "prepare": ["m2po_mask"]},
+        "algorithm.update: Trpo makes no steps of the optimizer, and m2po_mask is brought up to date by them.",
+    ),
+    "one memory for two": (
+        {"name": "grpo", "combine": ["weighted_sum", "ppo_max_normalisation", "ppo_max_normalisation"]},
+        "algorithm.combine: PpoMaxNormalisation stands there more than once",
     ),
     "two weights": ({"name": "tis", "shaping": [TIS, "icepop"]}, "importance_weights and icepop both weigh"),
     "twice the same": ({"name": "grpo", "shaping": [TIS, TIS]}, "importance_weights and importance_weights both weigh"),
@@ -109,6 +121,7 @@ def test_estimators_in_the_wrong_place_get_a_word():
     in_reward = build({"name": "grpo", "combine": ["weighted_sum", KL | {"estimator": "k3"}], "advantage": "gae"})
     assert "expected gradient is 0" in cautions(in_loss)[0] and conflicts(in_loss) == []
     assert "only k1 has" in cautions(in_reward)[0] and conflicts(in_reward) == []
+    assert "the bound is kept by the estimate" in cautions(build({"name": "fixpo", "exact": False}))[0]
     silent = build({"name": "grpo", "regularizers": [{"name": "kl_k1", "kl_coef": 0.0}]})
     assert cautions(silent) == []
 

@@ -8,7 +8,6 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from llmrl.algorithm import build
 from llmrl.combiners.effective_reward import effective_reward
 from llmrl.combiners.gdpo import gdpo
 from llmrl.combiners.kl_in_reward import kl_in_reward
@@ -16,6 +15,7 @@ from llmrl.combiners.length import cosine_length, kimi_length, l1_length, overlo
 from llmrl.combiners.ppo_max import PpoMaxNormalisation
 from llmrl.combiners.repetition import repetition_penalty
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.composition import build
 from llmrl.errors import RecipeError
 from llmrl.ops import kl
 

@@ -18,7 +18,7 @@ from llmrl.combiners.kl_in_reward import kl_in_reward
 from llmrl.combiners.weighted_sum import weighted_sum
 from llmrl.objectives.likelihood import likelihood
 from llmrl.selections.contrast import one_right_one_wrong
-from llmrl.training.credit import assign_credit, needs_passes, reward, selected
+from llmrl.training.credit import assign_credit, early_and_late, needs_passes, reward, selected
 from llmrl.training.ranks import Ranks
 from llmrl.types import Sample
 
@@ -105,6 +105,11 @@ def test_combiners_write_by_the_shape_of_what_they_give():
     reward(batch, [weighted_sum, kl_in_reward], Ranks())
     assert batch.arrays["rewards"].shape == (6,) and batch.arrays["token_rewards"].shape == (6, 5)
     assert needs_passes(kl_in_reward) and not needs_passes(weighted_sum)
+
+
+def test_combiners_keep_their_order_around_the_passes():
+    assert early_and_late([weighted_sum]) == ([weighted_sum], [])
+    assert early_and_late([weighted_sum, kl_in_reward, weighted_sum]) == ([weighted_sum], [kl_in_reward, weighted_sum])
 
 
 def test_shaping_reads_the_advantages_before_it_and_replaces_them():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import resource
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from llmrl import catalog
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "numpy", "peft", "trl", "vllm", "pydantic", "yaml", "rich")
@@ -56,3 +59,46 @@ def test_help_takes_less_than_the_blink_of_an_eye():
     assert done.returncode == 0 and "train" in done.stdout
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent < CPU_LIMIT, f"llmrl --help took {spent:.2f} s of processor time"
+
+
+ASIDE = {"weighted_sum", "Epochs", "Selection", "PerToken"}  # what is done where a recipe says nothing; plain nouns
+KINDS = (
+    "algorithms",
+    "advantages",
+    "objectives",
+    "regularizers",
+    "shaping",
+    "selections",
+    "combiners",
+    "updates",
+    "sampling",
+)
+TRAINER = [
+    "loop.py",
+    "references.py",
+    "run.py",
+    "config.py",
+    "cli.py",
+    "commands.py",
+    "api.py",
+    "observe.py",
+    "measure.py",
+]
+
+
+@pytest.mark.parametrize(
+    "path", [*TRAINER, *(f"training/{p.name}" for p in (ROOT / "llmrl" / "training").glob("*.py"))]
+)
+def test_the_trainer_names_no_method(path):
+    """A method is parts and a row of the catalog: nothing that trains may know one by name or import one."""
+    tree = ast.parse((ROOT / "llmrl" / path).read_text())
+    methods = {name for kind in ("algorithms", "objectives", "advantages") for name in catalog.table(kind)}
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[1:2] in [[kind] for kind in KINDS]
+        for alias in node.names
+    }
+    assert not imported - ASIDE
+    assert not words & methods

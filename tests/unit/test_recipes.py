@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from llmrl import api, catalog
-from llmrl.algorithm import build_stage, passes
+from llmrl.composition import build_stage
 from llmrl.config import Data
 from llmrl.data.formats import to_prompt
 from llmrl.options import check_options
+from llmrl.plan import passes
 from llmrl.pool import Pool
 from llmrl.recipe import RECIPES, Recipe, resolve
 from llmrl.scoring import make_scorers, score

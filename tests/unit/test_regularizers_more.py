@@ -12,7 +12,7 @@ from llmrl.ops.reduce import reduce_tokens, row_coefficients
 from llmrl.regularizers.adaptive_kl import AdaptiveKl
 from llmrl.regularizers.dph import dph, dph_fresh
 from llmrl.regularizers.entropy import AdaptiveEntropy
-from llmrl.regularizers.fixpo import FixpoPenalty
+from llmrl.regularizers.fixpo import FixpoPenalty, SampledFixpoPenalty
 from llmrl.regularizers.kl import kl_full, kl_k1, kl_k2, kl_k3, kl_k3_corrected, kl_old
 from llmrl.regularizers.ptx import ptx
 
@@ -84,6 +84,15 @@ def test_expected_generators_are_the_divergences_that_they_are_named_for():
     # on fresh rows: tokens of the policy itself
     assert_close((policy.exp() * dph_fresh(policy, reference, kl_coef=1.0).values).sum(), kl_of(policy, mixture))
     assert_close(expected("alpha", alpha=1 - 1e-6), expected("forward_kl"), rtol=1e-4, atol=0)
+
+
+def test_mixture_is_half_the_policy_however_far_the_reference_is():
+    # where pi is far above ref the mixture is pi / 2: d = ln 2, and k3 = 1/2 - 1 + ln 2, with gradient 0
+    x = tensor([[10.0, 30.0, 60.0]], dtype=torch.float64, requires_grad=True)
+    values = dph_fresh(x, torch.zeros_like(x), kl_coef=1.0).values
+    assert_close(values, torch.full_like(values, math.log(2) - 0.5), rtol=0, atol=1e-4)
+    (gradient,) = torch.autograd.grad(values.sum(), x)
+    assert gradient.abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
@@ -188,6 +197,21 @@ def test_beta_of_fixpo_on_the_worked_input(divergences, expected):
     assert_close(loss.values, tensor([divergences]))
     means = {"fixpo/kl": sum(divergences) / 2, "fixpo/kl/max": max(divergences)}
     assert part.observe(part.init(), means)["beta"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_sampled_penalty_of_fixpo_is_the_divergence_in_the_mean():
+    old, logits = tensor([0.2, -0.3, 0.5]).double().log_softmax(0), tensor([1.0, 0.4, -0.9]).double().requires_grad_()
+    now = logits.log_softmax(0)
+    part, exact = SampledFixpoPenalty(beta=2.0), FixpoPenalty(beta=2.0)
+    drawn = part.apply(part.init(), now, old)  # every token once, weighed by how often the old policy draws it
+    whole = exact.apply(exact.init(), (old.exp() * (old - now)).sum()[None])
+    mean = (old.exp() * drawn.values).sum()
+    assert_close(mean, whole.values[0])
+    assert_close(drawn.stats["fixpo/kl"] * 2.0, drawn.values.detach())
+    # r - 1 - log r at r = 1.5: 0.5 - 0.405465
+    assert_close(part.apply(part.init(), tensor(1.5).log(), tensor(0.0)).values, tensor(2 * 0.094535))
+    slopes = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (mean, whole.values[0])]
+    assert_close(*slopes)
 
 
 @pytest.mark.parametrize("measure", ["max", "mean"])

@@ -7,7 +7,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from llmrl.algorithm import when
+from llmrl.plan import when
 from llmrl.selections.d3s import d3s, most_varied
 from llmrl.selections.drop import drop_stale, drop_truncated
 from llmrl.selections.dynamic_sampling import dynamic_sampling
