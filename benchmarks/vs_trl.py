@@ -233,13 +233,14 @@ def gradient_difference(shape: Shape, folder: Path) -> float:
     """Largest difference of the two gradients on one batch of token ids and advantages, over the largest component."""
     import torch
 
-    from llmrl.loop import Clock
+    from llmrl.clock import Clock
+    from llmrl.collect import Collector
     from llmrl.policy.forward import padded
     from llmrl.training.assemble import ragged
     from llmrl.training.credit import assign_credit
 
     loop = llmrl_loop(shape, folder, seed=0)
-    batch = loop.collect(0, Clock())[-1]
+    batch = Collector(loop.stage, loop.ranks, loop.seed_of).collect(0, Clock())[-1]
     assign_credit(batch, loop.stage.algorithm, loop.ranks)
     updater, found = loop.stage.updater, {}
     updater.settings = type(updater.settings)(**{**vars(updater.settings), "max_grad_norm": 1e9})

@@ -75,6 +75,8 @@ KINDS = (
 )
 TRAINER = [
     "loop.py",
+    "collect.py",
+    "second_batches.py",
     "references.py",
     "run.py",
     "config.py",

@@ -1,0 +1,122 @@
+"""From prompts to the batch of a step: sampled, scored, assembled, rewarded, selected."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from llmrl.batch import Batch, joined
+from llmrl.clock import Clock
+from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.run import StageRun
+from llmrl.scoring import score, usable
+from llmrl.training.assemble import assemble, pairs_of
+from llmrl.training.credit import early_and_late, reward, selected, without_probes
+from llmrl.training.ranks import Ranks
+from llmrl.types import Group, Prompt
+
+
+@dataclass
+class Collector:
+    """What makes the rollouts of a stage's steps. seed_of: a seed for a purpose, the same on every rank."""
+
+    stage: StageRun
+    ranks: Ranks
+    seed_of: Callable[..., int]
+
+    def collect(self, number: int, clock: Clock) -> tuple[list[Group], list[int], list[tuple[int, int]], Batch]:
+        """(this rank's groups, their ids, (group, rollout) of each row of the batch, the batch), rewarded and selected.
+
+        A selection that drops groups may ask for further prompts until the step has as many as the recipe says.
+        """
+        stage, wanted = self.stage, self.stage.config.rollout.prompts_per_step
+        groups: list[Group] = []
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        batches: list[Batch] = []
+        for attempt in itertools.count(1):
+            with clock("generate"):
+                here, first = self.generate(number, attempt)
+            with clock("score"):
+                here = score(here, stage.scorers, stage.config.scoring, stage.pool, self.ranks.gather)
+                first += (attempt - 1) * wanted
+                batch, found, more = self.assemble(here, first, number)
+            batches.append(batch)
+            ids += range(first, first + len(here))
+            places += [(len(groups) + g, i) for g, i in found]
+            groups += here
+            kept = self.ranks.gather(torch.cat([b.arrays["group_ids"] for b in batches]).unique())
+            if attempt >= more or sum(map(len, kept)) >= wanted:
+                break
+        batch = joined(batches)
+        surplus = torch.cat(kept).sort().values[wanted:]
+        rows = (~torch.isin(batch.arrays["group_ids"], surplus)).nonzero().squeeze(1).tolist()
+        batch, places = chosen(batch, places, rows)
+        return groups, ids, places, batch
+
+    def generate(self, number: int, attempt: int = 1) -> tuple[list[Group], int]:
+        """This rank's share of the step's prompts, each with its rollouts, and the number of the first of them."""
+        stage, config = self.stage, self.stage.config.rollout
+        prompts = stage.dealt.batch(stage.drawn, config.prompts_per_step, seed=self.seed_of("data"))
+        stage.drawn += 1
+        share = torch.arange(len(prompts)).tensor_split(self.ranks.size)[self.ranks.rank].tolist()
+        mine = [prompts[i] for i in share]
+        if stage.algorithm.condition is not None:
+            mine = stage.render(stage.algorithm.condition.refine(stage.memory, mine, self.seed_of("condition", number)))
+        again = (attempt,) if attempt > 1 else ()
+        seeds = [self.seed_of("rollout", number, i, *again) for i in share]
+        rollouts = stage.engine.generate(mine, stage.sampling_now(), config.group_size, seeds)
+        if "greedy_rewards" in stage.wants:
+            greedy = stage.engine.generate(mine, replace(stage.sampling, temperature=0.0), 1, seeds)
+            rollouts = [[*rs, replace(g[0], probe=True)] for rs, g in zip(rollouts, greedy, strict=True)]
+        stage.remember_sampling([r for rs in rollouts for r in rs], self.ranks)
+        groups = [Group(p, tuple(stage.decoded(r) for r in rs)) for p, rs in zip(mine, rollouts, strict=True)]
+        return groups, share[0] if share else 0
+
+    def assemble(self, groups: list[Group], first: int, number: int) -> tuple[Batch, list[tuple[int, int]], int]:
+        """Rows under the context they are trained under, rewarded and selected; (group, rollout) of each row; how many
+        batches of prompts the selection would take to fill up.
+        """
+        stage, algorithm = self.stage, self.stage.algorithm
+        training: list[list[Prompt | None]] = [[g.prompt] * len(g.rollouts) for g in groups]
+        if algorithm.condition is not None:
+            everyone = self.ranks.gather(groups)
+            before = sum(map(len, everyone[: self.ranks.rank]))
+            conditioned, stage.memory = algorithm.condition.apply(stage.memory, [g for part in everyone for g in part])
+            training = conditioned[before : before + len(groups)]
+        places = [
+            (g, i)
+            for g, group in enumerate(groups)
+            for i in range(len(group.rollouts))
+            if training[g][i] is not None and (not group.scores or usable(group.scores[i]))
+        ]
+        contexts = stage.render([training[g][i] for g, i in places])
+        batch = assemble(
+            groups,
+            places,
+            contexts,
+            first,
+            stage.scorers,
+            stage.sampling.temperature,
+            stage.wants,
+            stage.updater.policy.tokenizer,
+        )
+        stage.describe(batch, [groups[g].prompt for g, _ in places], [groups[g].rollouts[i] for g, i in places], number)
+        if stage.stored_pairs:
+            batch.pairs = pairs_of(groups, places)
+        if stage.scorers:
+            early, _ = early_and_late(algorithm.combine or (weighted_sum,))
+            if "greedy_rewards" in stage.wants:
+                reward(batch, early, self.ranks, dict(stage.states))  # memories see what is trained on alone
+                batch, places = chosen(batch, places, without_probes(batch, self.ranks))
+            reward(batch, early, self.ranks, stage.states)
+        rows, more = selected(batch, algorithm.select, self.ranks, stage.states)
+        return *chosen(batch, places, rows), more
+
+
+def chosen(batch: Batch, places: list[tuple[int, int]], rows: list[int]) -> tuple[Batch, list[tuple[int, int]]]:
+    """The rows given, and which rollout each of them is."""
+    return (batch, places) if len(rows) == len(batch) else (batch.take(rows), [places[i] for i in rows])
