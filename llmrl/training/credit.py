@@ -110,15 +110,16 @@ def laid_out(numbers: Tensor, mask: Tensor, name: str) -> Tensor:
 
 
 def on_all_ranks(part: Any, batch: Batch, ranks: Ranks, states: dict[str, Any] | None = None, stage: str = "") -> Any:
-    """Call a part on the rows of all ranks and return this rank's share of what it gives; its memory goes on in states."""
+    """Call a part on the rows of all ranks and return this rank's share of what it gives; its memory goes on in states.
+
+    Raises TrainingError with what a part says of arrays that it cannot work with.
+    """
     key = f"{stage}.{name_of(part)}"
-    state = (states or {}).get(key)
-    if ranks.size == 1:
-        out = call(part, batch, state)
-    else:
-        arrays, own = ranks.gather_arrays(batch.arrays)
-        constants = batch.constants
-        out = call(part, Batch([], arrays, None, constants), state)
+    arrays, own = (batch.arrays, slice(None)) if ranks.size == 1 else ranks.gather_arrays(batch.arrays)
+    try:
+        out = call(part, Batch([], arrays, None, batch.constants), (states or {}).get(key))
+    except ValueError as error:
+        raise TrainingError(f"algorithm.{stage}: {name_of(part)}: {error}") from error
     if hasattr(part, "init"):
         out, states[key] = out
     if ranks.size == 1:

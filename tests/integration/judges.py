@@ -37,6 +37,7 @@ def moody(prompts, completion_ids, **columns) -> list[float | None]:
     return [None if kind_of(p) == 0 else v for p, v in zip(prompts, varied(completion_ids), strict=True)]
 
 
-def unsure(completion_ids, **columns) -> list[float | None]:
-    """No verdict on a third of the answers."""
-    return [None if sum(ids) % 3 == 0 else float(sum(ids) % 7) for ids in completion_ids]
+def unsure(prompts, completion_ids, **columns) -> list[float | None]:
+    """No verdict on a third of the answers, the same answer to another prompt among them."""
+    values = zip(prompts, completion_ids, varied(completion_ids), strict=True)
+    return [None if (kind_of(p) + sum(ids)) % 3 == 0 else v for p, ids, v in values]

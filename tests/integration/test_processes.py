@@ -101,3 +101,48 @@ def test_adapters_and_a_process_without_rows(tmp_path):
     same_rows(two[:6], rows(one.folder)[:6])
     assert [row["rollout/dropped"] for row in two] == [0.0] * 6 + [8.0] * 3
     assert all(row["gradient/norm"] > 0 for row in two)
+
+
+MECHANISMS = {
+    "scorers": [
+        "judges:by_prompt"
+    ],  # a third of the prompts teach nothing, and the two processes have not equally many
+    "rollout": {"prompts_per_step": 5},
+    "training": {"tokens_per_micro_batch": 96, "steps": 2},
+    "stages": [
+        {"name": "refilled", "algorithm": {"name": "dapo"}},
+        {"name": "selected", "algorithm": {"name": "d3s", "initial_share": 0.5}, "scorers": ["judges:varied"]},
+        {"name": "paired", "algorithm": {"name": "p3o", "epochs": 2}, "scorers": ["judges:varied"]},
+        {
+            "name": "beside",
+            "algorithm": {"name": "ahpo", "minibatches": 2},
+            "data": {"source": {"name": "addition_demonstrations", "size": 64}},
+        },
+        {
+            "name": "of-its-own",
+            "algorithm": {"name": "ppo_max", "ptx_coef": 0.5, "minibatches": 2},
+            "extra_data": {"source": {"name": "addition_demonstrations", "size": 64}},
+        },
+        {
+            "name": "prepared",
+            "algorithm": {"name": "kl_cov", "fraction": 0.2, "minibatches": 2},
+            "scorers": ["judges:varied"],
+        },
+        {"name": "ahead", "algorithm": {"name": "dph_rl", "num_samples": 4, "eta": 0.5, "minibatches": 2}},
+        {"name": "bounded", "algorithm": {"name": "fixpo", "bound": 0.01, "epochs": 1, "minibatches": 2}},
+        {"name": "greedy", "algorithm": {"name": "remax"}, "scorers": ["judges:unsure"]},
+    ],
+}
+
+
+def test_what_methods_ask_of_the_loop_is_the_same_on_two_processes(tmp_path):
+    two_processes(write_recipe(tmp_path, "two", **MECHANISMS))
+    one = trained(tmp_path, "one", **MECHANISMS)
+    two, expected = tmp_path / "runs" / "two", rows(one.folder)
+    assert len(expected) == 18
+    same_rows(rows(two), expected)
+    for step in range(1, 19):
+        written = [sorted((r["prompt_id"], r["ids"], r["kept"]) for r in rollouts(f, step)) for f in (two, one.folder)]
+        assert written[0] == written[1]
+    records = [(folder / "reference-ahead-0.jsonl").read_text().splitlines() for folder in (two, one.folder)]
+    assert len(records[0]) == len(records[1]) == 64

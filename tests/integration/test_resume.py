@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from helpers import TIMED, messages_of, rollouts, rows, trained, varied, weights_of
+from helpers import TIMED, interrupted, messages_of, rollouts, rows, trained, varied, weights_of
 
 from llmrl.errors import CheckpointError
-from llmrl.loop import Loop
 
 STEPS = {"training": {"steps": 5, "save_every": 2}}
 TWO_STAGES = {
@@ -18,7 +19,7 @@ TWO_STAGES = {
             "rollout": {"engine": "replay"},
             "training": {"steps": 2},
         },
-        {"name": "rl", "algorithm": {"name": "ppo"}, "scorers": ["helpers:varied"], "training": {"steps": 3}},
+        {"name": "rl", "algorithm": {"name": "ppo"}, "scorers": ["judges:varied"], "training": {"steps": 3}},
     ],
 }
 FCP = {
@@ -27,36 +28,35 @@ FCP = {
     "algorithm": {"name": "fcp", "condition": {"min_score": 0.0}},
 }
 RUNS = {
-    "grpo": STEPS | {"algorithm": {"name": "grpo", "kl_coef": 0.04}, "scorers": ["helpers:varied"]},
-    "ppo": STEPS | {"algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2}, "scorers": ["helpers:varied"]},
-    "lora": STEPS | {"algorithm": {"name": "grpo"}, "scorers": ["helpers:varied"], "model": {"lora": {"rank": 4}}},
+    "grpo": STEPS | {"algorithm": {"name": "grpo", "kl_coef": 0.04}, "scorers": ["judges:varied"]},
+    "ppo": STEPS | {"algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2}, "scorers": ["judges:varied"]},
+    "lora": STEPS | {"algorithm": {"name": "grpo"}, "scorers": ["judges:varied"], "model": {"lora": {"rank": 4}}},
     "fcp": STEPS | FCP,
     "stages": TWO_STAGES | {"training": {"save_every": 2}},
 }
 
 
-class Killed(BaseException):
-    """Nothing in a run may catch this."""
+def remembering(algorithm: dict, scorer: str = "judges:varied", **sections) -> dict:
+    """Five steps of a method whose parts have a memory, or whose prompts are not dealt one batch a step."""
+    return STEPS | {"algorithm": algorithm, "scorers": [scorer], **sections}
 
 
-def killed_after(patch, done: int) -> None:
-    """From here on a run dies at the start of the step that follows `done` others."""
-    step, made = Loop.step, []
-
-    def mortal(loop, number):
-        if len(made) == done:
-            raise Killed
-        made.append(number)
-        return step(loop, number)
-
-    patch.setattr(Loop, "step", mortal)
-
-
-def interrupted(folder, done: int, name: str = "run", **sections):
-    """Kill such a run after `done` steps."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        killed_after(patch, done)
-        trained(folder, name, **sections)
+ADAPTIVE = [{"name": "adaptive_kl", "target": 1e-4, "kl_coef": 0.5}, {"name": "adaptive_entropy", "target": 10.0}]
+REMEMBERING = {
+    "hapo": remembering({"name": "hapo", "minibatches": 2, "tau": 0.5}, "judges:by_prompt"),
+    "reinforce": remembering({"name": "reinforce"}),
+    "ppo_max": remembering(
+        {"name": "ppo_max", "ptx_coef": 0.1, "minibatches": 2},
+        extra_data={"source": {"name": "addition_demonstrations", "size": 48}},
+    ),
+    "fixpo": remembering({"name": "fixpo", "bound": 0.01, "epochs": 1, "minibatches": 2}),
+    "dapo": remembering({"name": "dapo"}, "judges:by_prompt"),
+    "pvpo": remembering({"name": "pvpo", "num_samples": 4, "refresh_every": 3}, "judges:by_prompt"),
+    "dph_rl": remembering({"name": "dph_rl", "num_samples": 4}, "judges:by_prompt"),
+    "adaptive": remembering({"name": "grpo", "epochs": 2, "regularizers": ADAPTIVE}),
+    "alp": remembering({"name": "alp", "sigma": 0.01}),
+}
+RUNS |= REMEMBERING
 
 
 def untimed(metrics: dict) -> dict:
@@ -66,7 +66,8 @@ def untimed(metrics: dict) -> dict:
 @pytest.mark.parametrize(
     ("kind", "done"),
     # checkpoints at steps 2 and 4: killed right after one, and one step later; 'stages' changes them at 2
-    [("grpo", 2), ("grpo", 3), ("ppo", 3), ("lora", 3), ("fcp", 3), ("stages", 2), ("stages", 3), ("stages", 4)],
+    [("grpo", 2), ("grpo", 3), ("ppo", 3), ("lora", 3), ("fcp", 3), ("stages", 2), ("stages", 3), ("stages", 4)]
+    + [(kind, 3) for kind in REMEMBERING],
 )
 def test_a_killed_run_goes_on_to_the_bit(tmp_path, kind, done):
     whole = trained(tmp_path, "whole", **RUNS[kind])
@@ -78,6 +79,22 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path, kind, done):
     for step in range(1, 6):
         assert rollouts(resumed.folder, step) == rollouts(whole.folder, step)
     assert untimed(resumed.metrics) == untimed(whole.metrics)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("hapo", ["sampling.HapoTemperature"]),
+        ("reinforce", ["advantage.Reinforce"]),
+        ("ppo_max", ["combine.PpoMaxNormalisation"]),
+        ("fixpo", ["regularizers.FixpoPenalty"]),
+        ("adaptive", ["regularizers.AdaptiveKl", "regularizers.AdaptiveEntropy"]),
+    ],
+)
+def test_checkpoints_hold_memories_that_go_on(tmp_path, kind, keys):
+    folder = trained(tmp_path, **RUNS[kind]).folder
+    then, now = (json.loads((folder / f"checkpoint-{n}" / "state.json").read_text())["states"] for n in (4, 5))
+    assert all(then[key] != now[key] for key in keys)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, monkeypatch):
