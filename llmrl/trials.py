@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmrl import comparison
+from llmrl.completions import alone
 from llmrl.errors import LlmrlError
 from llmrl.recipe import RECIPES, resolve
 from llmrl.tracking.folder import RunFolder
@@ -49,7 +48,7 @@ def compare(recipes: Sequence[str], overrides: Sequence[str], *, seeds: int, met
     Raises LlmrlError for recipes that do not resolve, for folders that hold other runs and where a run fails.
     """
     trials = planned(recipes, overrides, seeds, out)
-    with held(out):
+    with alone(out):
         run_all(trials)
     runs: dict[str, dict[int, list]] = {}
     for trial in trials:
@@ -133,7 +132,7 @@ def start(trial: Trial) -> subprocess.Popen:
     from llmrl.training import checkpoint
 
     if trial.folder.exists() and checkpoint.newest(trial.folder)[0] is None:
-        with held(trial.folder):
+        with alone(trial.folder):
             shutil.rmtree(trial.folder)
     with trial.log.open("a") as log:
         command = [sys.executable, "-m", "llmrl.cli", "train", *trial.words]
@@ -143,15 +142,3 @@ def start(trial: Trial) -> subprocess.Popen:
 def last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "it wrote nothing"
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Nobody else works in the folder meanwhile; by the lock that a run holds too. LlmrlError where somebody does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LlmrlError(f"{folder} is in use by another process. Wait for it, or give another --out.") from error
-        yield

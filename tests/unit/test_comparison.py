@@ -177,7 +177,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(recipes, childr
     error = capsys.readouterr().err
     assert "found 1 recipes and 3 seeds, expected at least two" in error and "recipes of one name" in error
     assert "override: seed" in error and not children.started
-    with trials.held(tmp_path / "out"):
+    with trials.alone(tmp_path / "out"):
         assert main(["compare", *recipes, "--out", "out"]) == 2
     assert "in use by another process" in capsys.readouterr().err and not children.started
 
