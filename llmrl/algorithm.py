@@ -111,8 +111,8 @@ class Algorithm:
 
     @property
     def single_update(self) -> bool:
-        """Whether the policy is the one that the updates began with whenever the loss is taken."""
-        return self.update is None and self.epochs * self.minibatches == 1
+        """Whether the policy is the one that the updates began with whenever the loss is taken: no step before, no noise."""
+        return self.update is None and self.perturb is None and self.epochs * self.minibatches == 1
 
     def remembering(self) -> dict[str, Part]:
         """Parts with memory by the key of their state, 'stage.name'; the condition's is kept apart."""

@@ -106,7 +106,7 @@ async def run_together(connection: socket.socket, function: Callable, shape: str
             scores = calls.read(shape, groups, found)
         except TimeoutError as error:
             reply(connection, {"id": id, "error": str(error)[:300] or f"no answer within {seconds:g} s"})
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001 - also SystemExit: the process goes on with the next call
             reply(connection, {"id": id, "error": calls.reason(error)})
         else:
             answer(connection, id, scores)

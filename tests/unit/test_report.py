@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -111,6 +112,15 @@ def test_the_report_says_what_was_run_and_what_came_of_it(run):
         assert part in text
     for part in ("before", "after sft", "after grpo", "seed: 0  # fixed", "name=demo-again", "rich", "8 s", "0.5 → 1"):
         assert part in text
+
+
+def test_the_report_says_what_accuracy_was_bought_with(run):
+    for step, entropy in enumerate((1.0, 0.5, 0.2, 0.1), 3):
+        run.append_metrics(row("grpo", step, 1 + step, **{"policy/entropy": entropy}))
+        assert "it followed" not in report(run)[1].text()  # three points on a line say nothing
+        run.append_metrics(measured("grpo", step, 1 + step, 0.8 - 0.15 * math.exp(entropy)))
+    said = report(run)[1].text()
+    assert "In grpo it followed 0.8 - 0.15 · exp(entropy) with R² 1.00 over 4 measurements: 65.0 % where" in said
 
 
 def test_the_report_loads_nothing(run):
