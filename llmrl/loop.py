@@ -10,6 +10,7 @@ from typing import Any
 from llmrl.batch import Batch
 from llmrl.clock import Clock
 from llmrl.collect import Collector, chosen
+from llmrl.errors import RecipeError
 from llmrl.observe import Collected
 from llmrl.policy.forward import ACTION_VALUES
 from llmrl.run import StageRun
@@ -38,6 +39,11 @@ class Loop:
             assign_credit(batch, stage.algorithm, self.ranks, stage.states)
             rows, _ = selected(batch, stage.algorithm.select, self.ranks, stage.states, at="credited")
             batch, places = chosen(batch, places, rows)
+            if stage.paired and batch.pairs is None:
+                raise RecipeError(
+                    "algorithm.objective: its loss looks at pairs of rollouts, and no selection made any. Set "
+                    "algorithm.select, such as best_worst_pairs."
+                )
             noted = diagnosed(batch, stage.algorithm.diagnostics, self.ranks)
             prompts = [group.prompt for group in groups]
             extras = second_batches(stage, self.ranks, prompts, ids, batch, number, self.seed_of("extra"))

@@ -103,10 +103,14 @@ class StageRun:
         return sources(required(self.algorithm))
 
     @property
+    def paired(self) -> bool:
+        """Whether some part looks at rows through pairs."""
+        return any(name != base_name(name) for name in required(self.algorithm))
+
+    @property
     def stored_pairs(self) -> bool:
-        """Whether some part looks at rows through pairs that the data brings."""
-        paired = any(name != base_name(name) for name in required(self.algorithm))
-        return paired and replays(self.config.rollout.engine)
+        """Whether the pairs are those that the data brings."""
+        return self.paired and replays(self.config.rollout.engine)
 
     def sampling_now(self) -> Sampling:
         """How to sample, with the temperature of each token where the algorithm sets it."""
@@ -275,6 +279,11 @@ def demand(config: StageConfig, algorithm: Algorithm, prompts: PromptSet, scorer
             "`llmrl list scorers` shows what there is."
         )
     paired = any(name != base_name(name) for name in wants)
+    if paired and not replays(config.rollout.engine) and config.rollout.group_size < 2:
+        raise RecipeError(
+            f"stage {config.name}: its algorithm trains on pairs of rollouts, and rollout.group_size is "
+            f"{config.rollout.group_size}. Expected 2 at least."
+        )
     if any(extra.source == "extra_data" for extra in algorithm.extra) and config.extra_data is None:
         raise RecipeError(
             f"stage {config.name}: its algorithm trains on demonstrations beside the rollouts, and there is no extra_data. "

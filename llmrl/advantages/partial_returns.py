@@ -56,13 +56,11 @@ def planned_for(count: int, mode: Mode, horizon: int | None = None, segments: li
         return torch.eye(count, dtype=torch.bool)
     if mode == "k_step":
         if not horizon or horizon < 1:
-            raise ValueError(
-                f"partial_returns: mode k_step with horizon {horizon}; expected how many rewards count, 1 up"
-            )
+            raise ValueError(f"mode k_step with horizon {horizon}; expected how many rewards count, 1 up")
         return later & ~later.triu(horizon)
     if mode == "segments":
         if not segments:
-            raise ValueError("partial_returns: mode segments without `segments`; expected one of each step: [0, 0, 1]")
+            raise ValueError("mode segments without `segments`; expected one of each step: [0, 0, 1]")
         own = torch.tensor((segments + segments[-1:] * count)[:count])
         return later & (own[:, None] == own)
     return later

@@ -32,7 +32,7 @@ def polychromic(
     groups = members(group_ids)
     if groups and max(len(rows) for rows in groups) < set_size:
         raise ValueError(
-            f"polychromic: sets of {set_size}, but the largest group has {max(len(rows) for rows in groups)} rollouts. "
+            f"sets of {set_size}, but the largest group has {max(len(rows) for rows in groups)} rollouts. "
             "Raise rollout.group_size or lower set_size."
         )
     for rows in groups:

@@ -13,9 +13,7 @@ def pvpo(rewards: Tensor, anchor_rewards: Tensor) -> Tensor:
     ValueError when a prompt has no anchor.
     """
     if anchor_rewards.isnan().any():
-        raise ValueError(
-            f"pvpo: {int(anchor_rewards.isnan().sum())} rollouts belong to prompts without an anchor reward"
-        )
+        raise ValueError(f"{int(anchor_rewards.isnan().sum())} rollouts belong to prompts without an anchor reward")
     return rewards - anchor_rewards
 
 

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from llmrl import references
 from llmrl.data.tasks import addition_demonstrations
-from llmrl.errors import CheckpointError, DataError
+from llmrl.errors import CheckpointError, DataError, RecipeError
 from llmrl.rollout.transformers import TransformersEngine
 from llmrl.training.update import Problem, Updater
 
@@ -485,3 +485,10 @@ def test_fixpo_goes_back_where_its_steps_do_not_suffice(tmp_path, steps):
     assert [row["fixpo/restored"] for row in rows(run.folder)] == [1, 1]
     for step in steps:
         assert float(divergences(step).max()) == 0.0
+
+
+def test_a_loss_on_pairs_wants_rollouts_that_can_be_paired(tmp_path):
+    with pytest.raises(RecipeError, match="trains on pairs of rollouts, and rollout.group_size is 1. Expected 2"):
+        trained(tmp_path, "one", algorithm={"name": "p3o"}, scorers=["judges:varied"], rollout={"group_size": 1})
+    with pytest.raises(RecipeError, match="no selection made any. Set algorithm.select, such as best_worst_pairs"):
+        trained(tmp_path, "none", algorithm={"name": "rebel", "select": []}, scorers=["judges:varied"])
