@@ -1,4 +1,4 @@
-"""Scorers of whole runs. Nothing is imported here, so that the pool's processes start at once."""
+"""Scorers of whole runs. Nothing heavy is imported, so that the pool's processes start at once."""
 
 
 def varied(completion_ids, **columns) -> list[float]:
@@ -41,3 +41,11 @@ def unsure(prompts, completion_ids, **columns) -> list[float | None]:
     """No verdict on a third of the answers, the same answer to another prompt among them."""
     values = zip(prompts, completion_ids, varied(completion_ids), strict=True)
     return [None if (kind_of(p) + sum(ids)) % 3 == 0 else v for p, ids, v in values]
+
+
+def told(prompt, rollout):
+    """A coin's throw by the answer's tokens, in words too."""
+    from llmrl.types import Score
+
+    right = sum(rollout.ids) % 2 == 1
+    return Score(float(right), "The answer is right." if right else "The answer is wrong.")

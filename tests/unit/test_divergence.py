@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_forward import ARCHITECTURES, ROWS, WIDTH, architecture, assert_gradients_close, gradients  # noqa: F401
+from test_forward import ARCHITECTURES, ROWS, WIDTH, architecture, assert_gradients_close, gradients  # noqa: F401 - a fixture is among them
 from torch import nn, tensor
 from torch.testing import assert_close
 
@@ -232,7 +232,7 @@ def test_rows_may_be_taken_and_tokens_dropped_later(make_policy):
 
 
 @pytest.mark.parametrize("architecture", ["soft-cap", "logits scaling", "bias"], indirect=True)
-def test_architectures_keep_what_they_do_to_logits(architecture, make_policy):  # noqa: F811
+def test_architectures_keep_what_they_do_to_logits(architecture, make_policy):  # noqa: F811 - the fixture
     from copy import deepcopy
 
     from llmrl.policy.model import Policy

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_forward import ARCHITECTURES, ROWS, WIDTH, architecture, assert_gradients_close, gradients  # noqa: F401
+from test_forward import ARCHITECTURES, ROWS, WIDTH, architecture, assert_gradients_close, gradients  # noqa: F401 - a fixture is among them
 from torch import nn, tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
@@ -240,7 +240,7 @@ def test_options_are_checked():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, indirect=True)
-def test_architectures_take_noise(architecture):  # noqa: F811
+def test_architectures_take_noise(architecture):  # noqa: F811 - the fixture
     module = PolicyModule(architecture)
     module.noise = LOUD.apply(architecture)
     both = [module(KEYED, WIDTH, shared=shared, perturbed=SEED)["logprobs"] for shared in (True, False)]

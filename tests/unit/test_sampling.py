@@ -122,7 +122,7 @@ def test_what_the_engine_calls_knows_entropies_and_can_be_pickled():
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * 3
     logits[1, 3:] = -math.inf
     logits[2] = 0.0
-    call = pickle.loads(pickle.dumps(PerToken(HapoTemperature(), STATE, 0.6)))  # noqa: S301
+    call = pickle.loads(pickle.dumps(PerToken(HapoTemperature(), STATE, 0.6)))  # noqa: S301 - our own bytes
     temperatures, entropies = call(logits)
     assert_close(entropies, torch.distributions.Categorical(logits=logits).entropy())
     assert entropies[2] == pytest.approx(math.log(40))
