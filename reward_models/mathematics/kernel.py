@@ -36,13 +36,18 @@ class BrokenReference(ValueError):
 
 @cache
 def library() -> ModuleType:
-    """math_verify's parser, imported once with all that comparing needs."""
+    """math_verify's parser, imported once with all that comparing needs, and run once.
+
+    The first use builds the grammar's tables and fills sympy's caches, 0.27 s: most of what a comparison may take.
+    """
     import math_verify.grader
     import math_verify.parser
-    import sympy  # noqa: F401
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time-outs are off
-    return math_verify.parser
+    grammar = math_verify.parser
+    squares = (grammar.parse_latex_cached(side) for side in ("x^2+2x+1", "(x+1)^2"))
+    math_verify.grader.verify(*squares, timeout_seconds=None)
+    return grammar
 
 
 @contextmanager
@@ -94,7 +99,7 @@ def guarded(compare: Callable[[str, str], bool], answer: str, reference: str) ->
         return False, f"refused: {reason}"
     if reason := refusal(reference):
         raise BrokenReference(f"the reference {reference[:80]!r} cannot be compared: {reason}. Mend the data.")
-    library()  # an import must not be interrupted
+    library()  # neither an import nor the first use counts as the comparison's time
     try:
         with deadline(SECONDS):
             return compare(answer, reference), "algebra"

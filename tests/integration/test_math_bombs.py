@@ -41,5 +41,5 @@ def test_bombs_are_wrong_and_leave_no_stuck_process():
         assert all(peak(worker.pid) <= at_start + CAP for worker in pool.staff) and len(pool.staff) == 2
         began = time.monotonic()
         (after,) = score(asked(["x^2 + 1"]), scorers, Scoring(), pool)
-        assert after.scores[0]["math_answer"].value == 1.0 and time.monotonic() - began < 1
+        assert after.scores[0]["math_answer"].value == 1.0 and time.monotonic() - began < 2.5
         print(f"{len(bombs)} bombs, {pool.replaced} processes replaced")

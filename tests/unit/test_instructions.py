@@ -191,6 +191,6 @@ def test_a_megabyte_of_hostile_text_takes_linear_time(text):
     }  # fmt: skip
     for name, check in CHECKS.items():
         arguments = {key: given[key] for key in inspect.signature(check).parameters if key != "text"}
-        start = time.process_time()
+        start = time.thread_time()
         follows(name, arguments, text)
-        assert time.process_time() - start < 1.5, name
+        assert time.thread_time() - start < 1.5, name

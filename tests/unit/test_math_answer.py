@@ -1,5 +1,6 @@
 """What the default protocol takes for equal, what it refuses, and that nothing hostile gets through or gets stuck."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -152,9 +153,9 @@ def test_what_people_answer_is_not_refused(answer):
 
 @pytest.mark.parametrize("bomb", math_bombs.SLOW)
 def test_what_is_not_refused_ends_by_the_deadline_and_is_wrong(bomb):
-    start = time.process_time()
+    start = time.thread_time()
     assert judge(f"\\boxed{{{bomb}}}", "x^2+1").value == 0.0
-    assert time.process_time() - start < 1.0
+    assert time.thread_time() - start < 1.0
 
 
 def test_a_slow_comparison_is_wrong_and_a_reference_that_is_slow_to_read_an_error(monkeypatch):
@@ -192,9 +193,9 @@ def test_a_slow_comparison_is_wrong_and_a_reference_that_is_slow_to_read_an_erro
     ],
 )
 def test_a_megabyte_of_hostile_text_costs_less_than_a_second(protocol, text):
-    start = time.process_time()
+    start = time.thread_time()
     judge(text, "#### 7" if "gsm8k" in protocol else "7", protocol)
-    assert time.process_time() - start < 1.0
+    assert time.thread_time() - start < 1.0
 
 
 @settings(max_examples=60, deadline=None)
@@ -203,6 +204,18 @@ def test_no_text_raises(text, protocol):
     reference = "#### 7" if "gsm8k" in protocol else "7"
     for written in (text, f"\\boxed{{{text}}}", f"#### {text}", f"Answer: {text}"):
         assert judge(written + "\ud800\x00", reference, protocol).value in (0.0, 1.0)
+
+
+FIRST = """
+from reward_models.mathematics import kernel
+kernel.SECONDS = 0.1  # the first use takes 0.27 s
+print(kernel.same("x^2+2x+3", "(x+1)^2+2"))
+"""
+
+
+def test_the_first_comparison_of_a_process_is_not_late_for_being_the_first():
+    run = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "(True, 'algebra')"
 
 
 def test_classes_of_equal_answers():

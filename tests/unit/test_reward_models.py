@@ -177,9 +177,9 @@ def test_a_megabyte_of_hostile_text_costs_less_than_50_ms(text):
 
 
 def cost(scorer, prompt, rollout):
-    start = time.process_time()
+    start = time.thread_time()
     scorer(prompt, rollout)
-    return time.process_time() - start
+    return time.thread_time() - start
 
 
 @pytest.mark.real_data

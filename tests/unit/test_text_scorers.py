@@ -209,12 +209,12 @@ def test_a_megabyte_of_hostile_text_takes_linear_time(text):
         (language, {"expected": "en"}),
         (cosine_length, {"max_tokens": 10}),
     ]:
-        start = time.process_time()
+        start = time.thread_time()
         assert math.isfinite(scorer(PROMPT, say(text), **options).value)
-        assert time.process_time() - start < 1.5, scorer.__name__
+        assert time.thread_time() - start < 1.5, scorer.__name__
 
 
 def test_a_million_tokens_are_counted_in_linear_time():
-    start = time.process_time()
+    start = time.thread_time()
     assert repetition(PROMPT, say(size=10**6), n=3).value == 0.0
-    assert time.process_time() - start < 5
+    assert time.thread_time() - start < 5

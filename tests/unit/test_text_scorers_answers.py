@@ -388,16 +388,16 @@ def test_references_do_not_multiply_the_work():
     value = 1
     for _ in range(30):
         value = [value]
-    start = time.process_time()
+    start = time.thread_time()
     assert problem(value, schema) is None
-    assert time.process_time() - start < 0.5
+    assert time.thread_time() - start < 0.5
 
 
 def test_unique_items_takes_linear_time():
     items = parse("[" + ",".join(f'{{"a":{n}}}' for n in range(15_000)) + "]")
-    start = time.process_time()
+    start = time.thread_time()
     assert problem(items, {"uniqueItems": True}) is None
-    assert time.process_time() - start < 1.5
+    assert time.thread_time() - start < 1.5
 
 
 def test_equal_json_values_have_one_form():
@@ -447,6 +447,6 @@ def test_a_megabyte_of_hostile_text_takes_linear_time(text):
         (numeric_answer, ask(1), {"last_number": True}),
         (json_answer, ask(), {"schema": schema}),
     ]:
-        start = time.process_time()
+        start = time.thread_time()
         assert scorer(prompt, say(text), **options).value in (0.0, 1.0)
-        assert time.process_time() - start < 1.0, scorer.__name__
+        assert time.thread_time() - start < 1.0, scorer.__name__
