@@ -1,4 +1,4 @@
-# make setup | demo | test | learn | lab | audit | faults | bench | lint.  Everything runs in .venv; a second `make setup` does nothing.
+# make setup | demo | test | learn | lab | audit | faults | soak | fuzz | bench | lint.  Everything runs in .venv; a second `make setup` does nothing.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ WORKERS ?= 2
 # one thread each: several processes on few cores spin against each other otherwise
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test learn lab audit faults bench lint
+.PHONY: setup demo test learn lab audit faults soak fuzz bench lint
 
 setup: $(INSTALLED)
 
@@ -45,6 +45,16 @@ lab: setup
 
 faults: setup
 	FAULTS=$${FAULTS:-1000} $(PYTEST) tests/integration/test_pool_faults.py tests/integration/test_math_bombs.py --durations=5
+	KILLS=$${KILLS:-200} $(PYTEST) tests/integration/test_kills.py tests/integration/test_run_faults.py \
+		tests/integration/test_faults_in_training.py
+
+# ten minutes of runs with a fault every few seconds
+soak: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests/integration $(BIN)/python tests/integration/soak.py $${SECONDS_OF_SOAK:-600}
+
+# ten times as many damaged and made-up inputs as in `make test`, others in every run
+fuzz: setup
+	FUZZ=$${FUZZ:-10} $(PYTEST) -n $(WORKERS) --dist load tests/fuzz
 
 # every built-in scorer that has right answers to give
 audit: setup
@@ -52,8 +62,11 @@ audit: setup
 		$(BIN)/llmrl score audit $$scorer || failed="$$failed $$scorer"; echo; \
 	done; test -z "$$failed" || { echo "not passed:$$failed"; exit 1; }
 
+# what scripts write of docs/benchmarks.md, with its pictures; slow
 bench: setup
-	$(BIN)/python benchmarks/vs_trl.py
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || { rm $(INSTALLED); $(MAKE) setup EXTRAS='$(EXTRAS),bench'; }
+	$(BIN)/python benchmarks/vs_trl.py --shape all --write
+	@set -e; for name in memory scaling engine startup overlap; do $(BIN)/python benchmarks/$$name.py --write; done
 
 lint: setup
 	$(BIN)/ruff check .

@@ -165,7 +165,7 @@ def sampled(model: Any, split: str, seed: int) -> tuple[list[Any], list[list[str
     """(40 sums of that split, 40 fresh answers of the model to each)."""
     from llmrl.config import Data
     from llmrl.data.prompts import load
-    from llmrl.policy.model import load_policy
+    from llmrl.policy.load import load_policy
     from llmrl.run import make_engine
     from llmrl.types import Sampling
 

@@ -36,6 +36,8 @@ def train(
     functions that replace the recipe's, TRL-style `(prompts, completions, **columns) -> list[float]` or native.
     num_processes: more than one starts them on this machine and returns None when they are done. Raises LlmrlError.
     """
+    if num_processes < 1:
+        raise LlmrlError(f"{num_processes} processes were asked for; expected at least 1 (--num-processes).")
     words = [f"{k}={json.dumps(v)}" for k, v in overrides.items()] if isinstance(overrides, dict) else list(overrides)
     resolved = resolve(recipe, words)
     if num_processes > 1 and "WORLD_SIZE" not in os.environ:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from llmrl.errors import RecipeError
+from llmrl.redaction import exact, redact
 from llmrl.types import Group, Prompt, Score
 
 SHAPES = ("rollout", "group", "groups", "columns", "verl")
+WHOLE_STEP = ("groups", "columns")  # called once, with every rollout of the step
 LONGEST_REASON = 300  # characters of an error kept in the record
 LARGEST_SCORE = 64 * 1024  # characters of one score, evidence and feedback included, as JSON
 
@@ -139,6 +141,8 @@ def checked(answer: Any) -> Score:
     """The Score with a finite float or None for value, or one that says what was wrong with it."""
     if not isinstance(answer, Score):
         return Score(None, error=f"returned {type(answer).__name__}, expected a Score")
+    if answer.feedback or answer.evidence:
+        answer = replace(answer, feedback=exact(answer.feedback), evidence=exact(answer.evidence))
     if answer.error is not None:
         return replace(answer, value=None, error=readable(str(answer.error)))
     if not (answer.feedback is None or isinstance(answer.feedback, str)) or not isinstance(answer.evidence, dict):
@@ -185,14 +189,12 @@ def reason(error: BaseException) -> str:
 
 def readable(text: str) -> str:
     """A reason short enough to keep, and such that any file can hold it."""
-    return text[:LONGEST_REASON].encode("utf-8", "backslashreplace").decode()
+    return redact(text[:LARGEST_SCORE])[:LONGEST_REASON].encode("utf-8", "backslashreplace").decode()
 
 
-def singles(groups: Sequence[Group], shape: str) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The smallest pieces that a shape can be asked for: (group, its rollouts)."""
-    for g, group in enumerate(groups):
-        everyone = tuple(range(len(group.rollouts)))
-        if shape in ("rollout", "verl", "columns"):
-            yield from ((g, (r,)) for r in everyone)
-        elif everyone:
-            yield g, everyone
+def singles(group: Group, shape: str) -> list[tuple[int, ...]]:
+    """The smallest pieces of a group that a shape can be asked for: which of its rollouts."""
+    everyone = range(len(group.rollouts))
+    if shape in ("rollout", "verl", "columns"):
+        return [(r,) for r in everyone]
+    return [tuple(everyone)] if everyone else []

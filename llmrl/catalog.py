@@ -244,6 +244,7 @@ TABLES: dict[str, dict[str, str]] = {
     "engines": {
         "transformers": "llmrl.rollout.transformers:TransformersEngine",
         "vllm": "llmrl.rollout.vllm:VllmEngine",
+        "vllm_server": "llmrl.rollout.vllm_server:VllmServerEngine",
         "replay": "llmrl.rollout.replay:ReplayEngine",
         "scripted": "llmrl.rollout.scripted:ScriptedEngine",
     },

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 
 from llmrl.errors import LlmrlError, RecipeError, nearest
+from llmrl.redaction import Guarded
+from llmrl.tracking.text import plain_text
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -82,13 +86,34 @@ def parser() -> CommandParser:
     score.add_argument("--full", type=float, help="audit: marks of a right answer; 1")
     score.add_argument("--none", type=float, help="audit: the most that an attack may get; 0")
     score.add_argument("--limit", type=int, metavar="N", help="audit: rows of --data; 50")
+    serve = command("serve", "run vLLM servers that trainers sample from")
+    serve.add_argument("model", help="folder or hub id: architecture and tokenizer; the weights come from the trainer")
+    serve.add_argument("--replicas", type=int, default=1, metavar="N", help="servers, one port each; 1")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1: this machine alone")
+    serve.add_argument("--port", type=int, default=8000, help="of the first server; 8000")
+    serve.add_argument("--max-model-len", type=int, default=4096, metavar="N", help="tokens of prompt and answer; 4096")
+    serve.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="as model.precision of the recipe")
+    serve.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs that share one server; 1")
+    serve.add_argument("--gpu-memory", type=float, default=0.9, metavar="SHARE", help="of each GPU; 0.9")
+    serve.add_argument(
+        "--kv-cache-megabytes", type=int, metavar="N", help="exactly so much for keys and values instead"
+    )
+    serve.add_argument("--out", default="servers", metavar="FOLDER", help="gets logs and the token's file; servers")
     command("demo", "train the quickstart: supervised, then reinforced, on a CPU in minutes", overrides=True)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, or 2 when the user has to change something."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run one command; the exit status: 0, 2 when the user has to change something, 1 for what is a bug of ours.
+
+    Nothing that is printed holds a secret of this process.
+    """
+    with redirect_stdout(Guarded(sys.stdout)), redirect_stderr(Guarded(sys.stderr)):
+        return run(list(sys.argv[1:] if argv is None else argv))
+
+
+def run(words: list[str]) -> int:
+    """See `main`."""
     top = parser()
     known = next(action.choices for action in top._actions if action.dest == "command")
     if words and not words[0].startswith("-") and words[0] not in known:
@@ -106,13 +131,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         getattr(commands, f"run_{arguments.command}")(arguments, overrides)
     except LlmrlError as error:
         problems = error.problems if isinstance(error, RecipeError) else [str(error)]
-        print(*(f"{type(error).__name__}: {problem}" for problem in problems), sep="\n", file=sys.stderr)
+        print(*(plain_text(f"{type(error).__name__}: {problem}") for problem in problems), sep="\n", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(plain_text(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception:
+        print(plain_text(traceback.format_exc()), file=sys.stderr)
+        return 1
     return 0
 
 

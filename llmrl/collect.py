@@ -11,12 +11,13 @@ import torch
 from llmrl.batch import Batch, joined
 from llmrl.clock import Clock
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.faults import reach
 from llmrl.run import StageRun
-from llmrl.scoring import score, usable
+from llmrl.scoring import Judging, usable
 from llmrl.training.assemble import assemble, pairs_of
 from llmrl.training.credit import early_and_late, reward, selected, without_probes
 from llmrl.training.ranks import Ranks
-from llmrl.types import Group, Prompt
+from llmrl.types import Group, Prompt, Rollout
 
 
 @dataclass
@@ -39,9 +40,18 @@ class Collector:
         batches: list[Batch] = []
         for attempt in itertools.count(1):
             with clock("generate"):
-                here, first = self.generate(number, attempt)
+                mine, share = self.deal(number, attempt)
+                first, place = share[0] if share else 0, (number, attempt, stage.version)
+                here = stage.buffer.read(*place, first, mine) if stage.buffer is not None else None
+                judging = self.generate(mine, share, number, attempt) if here is None else None
+                reach("generated")
             with clock("score"):
-                here = score(here, stage.scorers, stage.config.scoring, stage.pool, self.ranks.gather)
+                if judging is not None:
+                    here = judging.finish(self.ranks.gather)
+                    if stage.buffer is not None:
+                        stage.buffer.write(*place, here)
+                stage.remember_sampling([r for group in here for r in group.rollouts], self.ranks)
+                reach("scored")
                 first += (attempt - 1) * wanted
                 batch, found, more = self.assemble(here, first, number)
             batches.append(batch)
@@ -57,8 +67,8 @@ class Collector:
         batch, places = chosen(batch, places, rows)
         return groups, ids, places, batch
 
-    def generate(self, number: int, attempt: int = 1) -> tuple[list[Group], int]:
-        """This rank's share of the step's prompts, each with its rollouts, and the number of the first of them."""
+    def deal(self, number: int, attempt: int) -> tuple[list[Prompt], list[int]]:
+        """This rank's share of the step's prompts, under their conditions, and their numbers among all."""
         stage, config = self.stage, self.stage.config.rollout
         prompts = stage.dealt.batch(stage.drawn, config.prompts_per_step, seed=self.seed_of("data"))
         stage.drawn += 1
@@ -66,15 +76,29 @@ class Collector:
         mine = [prompts[i] for i in share]
         if stage.algorithm.condition is not None:
             mine = stage.render(stage.algorithm.condition.refine(stage.memory, mine, self.seed_of("condition", number)))
+        return mine, share
+
+    def generate(self, mine: list[Prompt], share: list[int], number: int, attempt: int) -> Judging:
+        """Sample answers to the prompts and have each group judged as soon as it is complete.
+
+        share: their numbers among those of all ranks.
+        """
+        stage, config = self.stage, self.stage.config.rollout
+        judging = Judging(stage.scorers, stage.config.scoring, stage.pool)
         again = (attempt,) if attempt > 1 else ()
         seeds = [self.seed_of("rollout", number, i, *again) for i in share]
-        rollouts = stage.engine.generate(mine, stage.sampling_now(), config.group_size, seeds)
+        probes: list[list[Rollout]] = [[] for _ in mine]
         if "greedy_rewards" in stage.wants:
             greedy = stage.engine.generate(mine, replace(stage.sampling, temperature=0.0), 1, seeds)
-            rollouts = [[*rs, replace(g[0], probe=True)] for rs, g in zip(rollouts, greedy, strict=True)]
-        stage.remember_sampling([r for rs in rollouts for r in rs], self.ranks)
-        groups = [Group(p, tuple(stage.decoded(r) for r in rs)) for p, rs in zip(mine, rollouts, strict=True)]
-        return groups, share[0] if share else 0
+            probes = [[replace(g[0], probe=True)] for g in greedy]
+
+        def finished(ended: dict[int, list[Rollout]]) -> None:
+            judging.add({g: Group(mine[g], tuple(map(stage.decoded, [*rs, *probes[g]]))) for g, rs in ended.items()})
+            judging.look()
+
+        rollouts = stage.engine.generate(mine, stage.sampling_now(), config.group_size, seeds, finished)
+        finished({g: rs for g, rs in enumerate(rollouts) if g not in judging.groups})
+        return judging
 
     def assemble(self, groups: list[Group], first: int, number: int) -> tuple[Batch, list[tuple[int, int]], int]:
         """Rows under the context they are trained under, rewarded and selected; (group, rollout) of each row; how many

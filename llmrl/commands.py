@@ -7,11 +7,17 @@ from argparse import Namespace
 from pathlib import Path
 
 from llmrl.errors import CatalogError, LlmrlError, ScoringError
+from llmrl.tracking.text import plain_text
 
 QUICKSTART = "quickstart"
 # what only `llmrl score audit` takes, with defaults; what only `llmrl score FILE` takes
 AUDIT_ONLY = {"data": None, "oracle": None, "full": 1.0, "none": 0.0, "limit": 50}
 FILE_ONLY = {"bench": "--bench", "scorers": "--scorer", "protocol": "--protocol", "out": "--out"}
+
+
+def say(text: object) -> None:
+    """Print what may hold text of a model, of data or of a recipe from elsewhere."""
+    print(plain_text(str(text)), flush=True)
 
 
 def run_train(arguments: Namespace, overrides: list[str]) -> None:
@@ -35,10 +41,10 @@ def run_eval(arguments: Namespace, overrides: list[str]) -> None:
     from llmrl import api
 
     if arguments.target == "compare":
-        print(api.compare(*two_folders(overrides)))
+        say(api.compare(*two_folders(overrides)))
         return
     benchmarks = separated(arguments.bench)
-    print(api.evaluate(arguments.target, benchmarks=benchmarks, overrides=overrides, out=arguments.out))
+    say(api.evaluate(arguments.target, benchmarks=benchmarks, overrides=overrides, out=arguments.out))
 
 
 def run_compare(arguments: Namespace, overrides: list[str]) -> None:
@@ -46,7 +52,7 @@ def run_compare(arguments: Namespace, overrides: list[str]) -> None:
 
     recipes = [word for word in arguments.recipes if "=" not in word]
     words = [word for word in arguments.recipes if "=" in word] + overrides
-    print(compare(recipes, words, seeds=arguments.seeds, metric=arguments.metric, out=Path(arguments.out)))
+    say(compare(recipes, words, seeds=arguments.seeds, metric=arguments.metric, out=Path(arguments.out)))
 
 
 def two_folders(words: list[str]) -> list[str]:
@@ -66,7 +72,7 @@ def run_check(arguments: Namespace, overrides: list[str]) -> None:
     path = resolve(arguments.recipe, overrides).path
     from llmrl import api
 
-    print(api.check(path, overrides=overrides))
+    say(api.check(path, overrides=overrides))
 
 
 def run_show(arguments: Namespace, overrides: list[str]) -> None:
@@ -74,7 +80,7 @@ def run_show(arguments: Namespace, overrides: list[str]) -> None:
     from llmrl.recipe import resolve
 
     recipe = resolve(arguments.recipe, overrides)
-    print(recipe.annotated, end="", flush=True)
+    say(recipe.annotated.rstrip("\n"))
     from llmrl import catalog
     from llmrl.composition import build_stage, described
     from llmrl.plan import droppable, passes
@@ -82,14 +88,14 @@ def run_show(arguments: Namespace, overrides: list[str]) -> None:
     for stage in recipe.stages:
         algorithm = build_stage(stage)
         engine, _ = catalog.split_named(stage.rollout.engine)
-        print(f"\n# stage {stage.name}: parts, with what the method or the recipe sets")
+        say(f"\n# stage {stage.name}: parts, with what the method or the recipe sets")
         for field, parts in described(algorithm).items():
-            print(f"#   {field}: {parts}")
-        print(f"# stage {stage.name}: passes over a batch, and the parts that need them")
+            say(f"#   {field}: {parts}")
+        say(f"# stage {stage.name}: passes over a batch, and the parts that need them")
         for plan in passes(algorithm, online=engine != "replay"):
-            print(f"#   {plan.name}: {plan.why}")
+            say(f"#   {plan.name}: {plan.why}")
         if droppable(algorithm):
-            print("#   rows with zero advantage are left out of them")
+            say("#   rows with zero advantage are left out of them")
 
 
 def run_list(arguments: Namespace, overrides: list[str]) -> None:
@@ -98,22 +104,22 @@ def run_list(arguments: Namespace, overrides: list[str]) -> None:
     if arguments.kind is None:
         for kind in catalog.kinds():
             try:
-                print(f"{kind:<13} {', '.join(catalog.table(kind)) or '-'}")
+                say(f"{kind:<13} {', '.join(catalog.table(kind)) or '-'}")
             except CatalogError as error:
-                print(f"{kind:<13} {error}")
+                say(f"{kind:<13} {error}")
         return
     for name in catalog.table(arguments.kind):
         try:
             line, paper = catalog.summary(arguments.kind, name)
         except CatalogError as error:
             line, paper = str(error), ""
-        print(f"{name:<26} {line}{f'  [{paper}]' if paper and paper not in line else ''}")
+        say(f"{name:<26} {line}{f'  [{paper}]' if paper and paper not in line else ''}")
 
 
 def run_report(arguments: Namespace, overrides: list[str]) -> None:
     from llmrl.tracking.report import write_report
 
-    print(write_report(Path(arguments.run)))
+    say(write_report(Path(arguments.run)))
 
 
 def run_score(arguments: Namespace, overrides: list[str]) -> None:
@@ -130,7 +136,7 @@ def run_score(arguments: Namespace, overrides: list[str]) -> None:
     from llmrl import api
 
     words = [arguments.scorer, *overrides] if arguments.scorer else overrides
-    print(
+    say(
         api.score(
             arguments.target,
             benchmark=arguments.bench,
@@ -170,9 +176,25 @@ def audit_scorer(arguments: Namespace, overrides: list[str]) -> None:
             marks = {"full": asked["full"], "none": asked["none"]}
             example = oracles.example_of(scorer.name, oracles.data_of(rows), judge, oracle=oracle, **marks)
         found = audit(scorer.name, example, judge)
-    print(found)
+    say(found)
     if found.failed:
         raise ScoringError(f"{scorer.name} failed {', '.join(check.name for check in found.failed)}.")
+
+
+def run_serve(arguments: Namespace, overrides: list[str]) -> None:
+    from llmrl.serving.fleet import ServerOptions
+    from llmrl.serving.serve import ports_from, serve
+
+    ports = ports_from(arguments.port, arguments.replicas)
+    options = ServerOptions(
+        arguments.model,
+        arguments.max_model_len,
+        arguments.precision,
+        arguments.tensor_parallel,
+        arguments.gpu_memory,
+        arguments.kv_cache_megabytes,
+    )
+    serve(options, arguments.host, ports, Path(arguments.out), say)
 
 
 def recipe_keys() -> str:

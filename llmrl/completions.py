@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def as_row(line: bytes) -> Row:
     """One line as a mapping; empty where it is none."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}
 
@@ -131,17 +131,37 @@ def own_row(path: Path, number: int, line: bytes) -> Row | None:
     """A stored answer; None for a header, a blank line and a last line that was torn. Raises DataError for another."""
     try:
         row = json.loads(line) if line.strip() else {"llmrl": None}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if not line.endswith(b"\n"):
             return None
         raise DataError(f"{path}, line {number}: not JSON: {error}. Mend or remove that line.") from error
     if isinstance(row, dict) and "llmrl" in row:
         return None
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt_id", "text")):
+    wrong = [key for key, fits in OWN_FIELDS.items() if not fits(row.get(key) if isinstance(row, dict) else None)]
+    if wrong:
         raise DataError(
-            f"{path}, line {number}: no stored answer; expected prompt_id and text, both strings. Mend or remove that line."
+            f"{path}, line {number}: no stored answer; {', '.join(wrong)} missing or of another kind than llmrl writes. "
+            "Mend or remove that line."
         )
     return row
+
+
+def are_messages(value: Any) -> bool:
+    """Whether it is a list of turns, or nothing."""
+    turns = value or []
+    return isinstance(turns, list) and all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns)
+
+
+OWN_FIELDS: dict[str, Callable[[Any], bool]] = {  # of a stored answer, as `llmrl.evaluation.record` writes it
+    "prompt_id": lambda value: isinstance(value, str),
+    "text": lambda value: isinstance(value, str),
+    "prompt": lambda value: isinstance(value, str | None),
+    "feedback": lambda value: isinstance(value, str | None),
+    "columns": lambda value: isinstance(value, dict | None),
+    "ids": lambda value: value is None or (isinstance(value, list) and all(type(one) is int for one in value)),
+    "group": lambda value: isinstance(value, int | None),
+    "messages": are_messages,
+}
 
 
 def group_of(rows: list[Row]) -> Group:

@@ -42,7 +42,11 @@ class Model(Section):
     shared_prompt: Literal["auto", "off"] = Field(
         "auto", description="forward a group's prompt once where that is exact"
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        "auto",
+        description="compute activations again in the backward pass, for a fifth to a third more time; auto: where keeping "
+        "those of a micro-batch would take more than 30 % of the free memory",
+    )
     added_tokens: list[str] = Field([], description="special tokens added to the tokenizer and the embeddings")
     verdict_tokens: list[str] = Field(
         [], description="tokens for right and wrong whose logits' difference is the score; without: a head of its own"
@@ -130,7 +134,14 @@ class Training(Section):
         description="stop when the engine's and the trainer's log-probabilities differ by more than this in the mean; "
         "None: 0.02 in fp32, 0.2 in bf16",
     )
-    save_every: Natural = Field(0, description="steps between checkpoints; 0: only at the end of a stage")
+    max_skipped: Positive = Field(
+        3, description="stop when so many optimizer steps in a row were skipped because the gradient was not finite"
+    )
+    save_every: Natural | None = Field(
+        None,
+        description="steps between checkpoints; 0: only at the end of a stage; None: every 30 s, less often where writing one "
+        "would take more than a twentieth of the time",
+    )
     keep_checkpoints: Positive = 2
 
 
@@ -188,7 +199,21 @@ class Run(Section):
     name: str | None = Field(None, description="folder of the run below `out`; None: the recipe's file name")
     out: str = "runs"
     seed: int = 0
+    profile: bool = Field(
+        False, description="watch a few steps: profile/ in the run's folder says where their time went"
+    )
     resume: str = Field("auto", description="auto: the newest valid checkpoint; never; or a checkpoint folder")
+    parallel: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="what several processes share: ddp: nothing; fsdp: weights, gradients and moments; auto: as `accelerate "
+        "launch` was told, else ddp",
+    )
+    rank_timeout: Annotated[float, Field(gt=0)] = Field(
+        1800.0, description="seconds that a process waits for the others; then it takes them for dead, and the run ends"
+    )
+    grace: Annotated[float, Field(gt=0)] = Field(
+        25.0, description="seconds from SIGTERM to the end of the process; a step that takes longer is made again"
+    )
     model: Model
     data: Data | None = None
     extra_data: Data | None = Field(

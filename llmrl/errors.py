@@ -5,16 +5,25 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from llmrl.redaction import redact
+
+MOST = 50  # problems that one error tells of
+
 
 class LlmrlError(Exception):
-    """Any error that llmrl raises on purpose. The command line prints it without a traceback."""
+    """Any error that llmrl raises on purpose, without secrets. The command line prints it without a traceback."""
+
+    def __init__(self, message: str):
+        super().__init__(redact(message))
 
 
 class RecipeError(LlmrlError):
-    """The recipe or an override is wrong. `problems` holds every problem found, one line each."""
+    """The recipe or an override is wrong. `problems` holds what was found, one line each; MOST at most."""
 
     def __init__(self, problems: str | Iterable[str]):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        found = [problems] if isinstance(problems, str) else list(problems)
+        left = [f"… and {len(found) - MOST:,} more of the kind."] if len(found) > MOST else []
+        self.problems = redact(found[:MOST] + left)
         super().__init__("\n".join(self.problems))
 
 

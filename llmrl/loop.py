@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from llmrl.batch import Batch
 from llmrl.clock import Clock
 from llmrl.collect import Collector, chosen
 from llmrl.errors import RecipeError
+from llmrl.faults import reach
 from llmrl.observe import Collected
 from llmrl.policy.forward import ACTION_VALUES
 from llmrl.run import StageRun
@@ -23,11 +25,12 @@ from llmrl.training.schedule import learning_rate
 
 @dataclass
 class Loop:
-    """A stage in training."""
+    """A stage in training. hold: called when the weights begin to change."""
 
     stage: StageRun
     ranks: Ranks
     seed: int
+    hold: Callable[[], None] = lambda: None
 
     def step(self, number: int) -> Collected:
         """One step, from prompts to new weights in the engine."""
@@ -47,6 +50,8 @@ class Loop:
             noted = diagnosed(batch, stage.algorithm.diagnostics, self.ranks)
             prompts = [group.prompt for group in groups]
             extras = second_batches(stage, self.ranks, prompts, ids, batch, number, self.seed_of("extra"))
+            reach("passed")
+        self.hold()
         with clock("update"):
             rate = learning_rate(stage.config.training, number, stage.steps)
             stats = stage.updater.update(
@@ -68,7 +73,7 @@ class Loop:
     def run_passes(self, batch: Batch) -> None:
         """The passes without gradient that some part of the recipe asks for."""
         stage, policy, names = self.stage, self.stage.updater.policy, self.stage.wants
-        budget = stage.config.training.tokens_per_micro_batch
+        budget = stage.updater.settings.tokens_per_micro_batch
         kept = {name: name if f"{name}_kl" in names else None for name in ("old", "ref")}
         if "old" in stage.plan:
             asked = {name: f"old_{name}" in stage.planned for name in ("entropy", "values")}

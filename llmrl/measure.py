@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from llmrl import evaluation
 from llmrl.loop import Loop
 from llmrl.rollout.replay import ReplayEngine
 from llmrl.run import Measurement
-from llmrl.tracking.folder import RunFolder
+from llmrl.tracking.log import Log
 from llmrl.training.assemble import assemble, pairs_of
 from llmrl.types import Group
 
 
-def measure(loop: Loop, folder: RunFolder, global_step: int, names: list[str]) -> dict[str, float]:
+def measure(loop: Loop, log: Log, global_step: int, names: list[str]) -> dict[str, float]:
     """Metrics of the evaluations named, measured on the main process; their records go to the run's folder."""
     out: dict[str, float] = {}
-    for name in names if loop.ranks.main else []:
+    reference = loop.stage.reference
+    with loop.stage.updater.policy.whole(), reference.whole() if reference is not None else nullcontext():
+        if loop.ranks.main:
+            out = measured(loop, log, global_step, names)
+        loop.ranks.wait()
+    return out
+
+
+def measured(loop: Loop, log: Log, global_step: int, names: list[str]) -> dict[str, float]:
+    """What `measure` gives, on this process alone."""
+    out: dict[str, float] = {}
+    for name in names:
         what = loop.stage.measurements[name]
         report = what.prompts.report
         out[f"eval/{name}/refused"] = report.too_long + report.bad
         if what.scorers:
             result = sampled(loop, what)
-            folder.write_evaluation(name, global_step, result.records)
+            log.write_evaluation(name, global_step, result.records)
             out |= result.metrics(name)
         else:
             found = stored(loop, what)
             out |= {f"eval/{name}/{k.removeprefix('pairs/').removeprefix('steps/')}": v for k, v in found.items()}
-    loop.ranks.wait()
     return out
 
 

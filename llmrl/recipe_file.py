@@ -11,8 +11,11 @@ import yaml
 
 from llmrl.errors import RecipeError
 from llmrl.recipe_tree import Keys, Mark, Tree, overlay
+from llmrl.redaction import SECRET_KEY, secret_in
 
 MAX_VALUES = 10_000  # aliases of aliases expand exponentially; no recipe comes near this
+MAX_DEPTH = 32
+MAX_BYTES = 1 << 16
 TAG = "tag:yaml.org,2002:"
 SCALARS = {  # YAML 1.2's core schema: yes, no, on and off are words, 1e-5 is a number, 012 is twelve
     "null": (r"(?:~|null|Null|NULL|)$", ["~", "n", "N", ""], lambda text: None),
@@ -51,11 +54,18 @@ def is_number(text: str) -> bool:
     return any(re.match(SCALARS[kind][0], text) for kind in ("int", "float"))
 
 
-class _Reader:
-    """One document's nodes to values; problems that do not stop the reading are collected."""
+# what would run code that comes with a model or a data set: no recipe, and no base of one, can ask for it
+REFUSED = {"trust_remote_code", "allow_pickle", "weights_only", "use_safetensors"}
 
-    def __init__(self, file: str, problems: list[str]):
-        self.file, self.problems, self.marks, self.count = file, problems, {}, 0
+
+class _Reader:
+    """One document's nodes to values; problems that do not stop the reading are collected.
+
+    above: the keys under which the document stands.
+    """
+
+    def __init__(self, file: str, problems: list[str], above: Keys):
+        self.file, self.problems, self.above, self.marks, self.count = file, problems, above, {}, 0
 
     def place(self, node: yaml.Node) -> str:
         return f"{self.file}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
@@ -68,6 +78,8 @@ class _Reader:
         self.count += 1
         if self.count > MAX_VALUES:
             raise RecipeError(f"{self.file}: expands to more than {MAX_VALUES} values. Use fewer aliases (*name).")
+        if len(keys) > MAX_DEPTH:
+            raise RecipeError(f"{self.place(node)}: nested more than {MAX_DEPTH} deep, or an anchor holds an alias of itself.")
         kind = node.tag.removeprefix(TAG)
         if kind not in (*SCALARS, "map", "seq"):
             tag = node.tag.replace(TAG, "!!")
@@ -77,9 +89,22 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.item(child, (*keys, _node_key(i, child))) for i, child in enumerate(node.value)]
         try:
-            return SCALARS[kind][2](node.value)
+            value = SCALARS[kind][2](node.value)
         except (KeyError, ValueError):
-            raise RecipeError(f"{self.place(node)}: {node.value!r} cannot be read as {kind}.") from None
+            raise RecipeError(f"{self.place(node)}: {node.value!r:.60} cannot be read as {kind}.") from None
+        if value is not None and not isinstance(value, bool):
+            self.refuse_secret(node, keys, node.value)
+        return value
+
+    def refuse_secret(self, node: yaml.Node, keys: Keys, value: str) -> None:
+        """A secret would be kept in the run's folder and shown to whoever gets the recipe; so it is not read at all."""
+        at = (*self.above, *keys)
+        if secret_in(value) or (value and at and SECRET_KEY.search(at[-1])):
+            self.problems.append(
+                f"{self.place(node)}: {'.'.join(at) or 'a value'} holds what looks like a secret; expected none in a recipe. "
+                "Export it as an environment variable (HF_TOKEN for the hub, WANDB_API_KEY for W&B, any name that a "
+                "judge's service.key_env gives), take it out here, and revoke it if others have seen this file."
+            )
 
     def item(self, node: yaml.Node, keys: Keys) -> Any:
         self.mark(node, keys)
@@ -106,6 +131,9 @@ class _Reader:
                 self.problems.append(f"{self.place(key)}: {here} is set twice, first in line {lines[name]}.")
                 continue
             lines[name] = key.start_mark.line + 1
+            self.refuse_secret(key, (*keys, "(a key)"), name)
+            if name in REFUSED:
+                self.problems.append(refused(self.place(key), (*self.above, *keys, name)))
             if name in values:  # merged in before; what it held is replaced
                 self.marks = {k: m for k, m in self.marks.items() if k[: len(keys) + 1] != (*keys, name)}
             self.mark(key, (*keys, name))
@@ -119,9 +147,22 @@ def _node_key(index: int, node: yaml.Node) -> str:
     return names[0] if names else str(index)
 
 
-def parse(text: str | bytes, file: str, problems: list[str]) -> Any:
-    """The value of one YAML document and its marks: (value, marks). RecipeError where it is not YAML."""
-    reader = _Reader(file, problems)
+def refused(place: str, keys: Keys) -> str:
+    """The problem with a key of REFUSED."""
+    return (
+        f"{place}: {'.'.join(keys)} cannot be set: weights are read from safetensors only, and code that comes with a "
+        "model or a data set never runs. Convert the model to an architecture of transformers, or leave the key out."
+    )
+
+
+def parse(text: str | bytes, file: str, problems: list[str], above: Keys = ()) -> Any:
+    """The value of one YAML document, which stands under the keys `above`, and its marks: (value, marks).
+
+    Secrets and keys of REFUSED are problems. RecipeError where it is not YAML, or larger than any recipe.
+    """
+    if len(text) > MAX_BYTES:
+        raise RecipeError(f"{file}: found {len(text):,} bytes, expected at most {MAX_BYTES:,}. Data belong in data.source.")
+    reader = _Reader(file, problems, above)
     try:
         node = Loader(text).get_single_node()
         return (None if node is None else reader.value(node, ())), reader.marks
@@ -151,7 +192,7 @@ def read(path: Path, shared: Path, problems: list[str], chain: tuple[Path, ...] 
         raise RecipeError(f"{file}:1: found {found}, expected a mapping of sections: model, data, algorithm, ...")
     bases, mark = values.pop("base", []), marks.get(("base",))
     bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+    if not isinstance(bases, list) or not all(isinstance(base, str) and "\0" not in base for base in bases):
         raise RecipeError(f"{mark.place}: base: expected a file or a list of files.")
     result = Tree()
     for base in bases:
@@ -185,7 +226,8 @@ def parse_overrides(words: Sequence[str]) -> Tree:
             continue
         keys = tuple(key.split("."))
         try:
-            value, inner = parse(text, f"override {word}", problems)
+            problems += [refused("override", keys[: i + 1]) for i, k in enumerate(keys) if k in REFUSED]
+            value, inner = parse(text, f"override {key}", problems, keys)
         except RecipeError as error:
             problems += error.problems
             continue

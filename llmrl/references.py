@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from llmrl.batch import Batch
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.durable import write
 from llmrl.errors import CheckpointError, DataError, RecipeError
 from llmrl.loop import Loop
 from llmrl.plan import when
@@ -34,7 +34,7 @@ def look_ahead(loop: Loop, folder: Path, step: int, now: int) -> None:
     if not path.exists():
         if now != step:
             raise CheckpointError(f"{path} is missing: the policy of step {step} made it and is gone. Start a new run.")
-        write(path, rollouts(loop, step), loop.ranks.main)
+        store(path, rollouts(loop, step), loop.ranks.main)
         loop.ranks.wait()
     with path.open() as file:
         records = [json.loads(line) for line in file]
@@ -127,9 +127,7 @@ def records(groups: list[Group], places: list[tuple[int, int]], rewards: list[fl
     return out
 
 
-def write(path: Path, lines: list[dict[str, Any]], main: bool) -> None:
+def store(path: Path, lines: list[dict[str, Any]], main: bool) -> None:
     """The whole file or nothing, by the first process."""
     if main:
-        draft = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        draft.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        draft.rename(path)
+        write(path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())

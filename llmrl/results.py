@@ -19,7 +19,7 @@ from llmrl.ops.intervals import Interval, mcnemar, paired
 from llmrl.pool import Pool
 from llmrl.scoring import Scorer, make_scorers
 from llmrl.tracking.jsonl import append_lines, plain, read_lines, write_lines, write_text
-from llmrl.tracking.text import percent
+from llmrl.tracking.text import is_number, percent
 from llmrl.types import Group
 
 KIND = "llmrl/scores@1"
@@ -217,12 +217,24 @@ def found_below(folder: Path) -> dict[str, Path]:
     """{what was measured: its scores.jsonl}. LlmrlError where the folder has two of one name."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("scores.jsonl")):
-        with path.open(encoding="utf-8") as file:
-            name = json.loads(file.readline())["name"]
+        name = verdicts_in(path)[0]["name"]
         if name in found:
             raise LlmrlError(f"{folder} holds two results of {name}: {found[name].parent} and {path.parent}. Name one.")
         found[name] = path
     return found
+
+
+def verdicts_in(path: Path) -> list[Row]:
+    """The header and the rows of a scores.jsonl. LlmrlError where it is none."""
+    rows = read_lines(path)
+    setting = rows[0].get("setting") if rows else None
+    if not isinstance(setting, dict) or "scorers" not in setting or not isinstance(rows[0].get("name"), str):
+        raise LlmrlError(f"{path} has no header with name and setting. Judge its answers again.")
+    for number, row in enumerate(rows[1:], 2):
+        value = row.get("value", "")
+        if not isinstance(row.get("prompt_id"), str) or not (value is None or is_number(value)):
+            raise LlmrlError(f"{path}: line {number} is no verdict. Remove that line, or judge its answers again.")
+    return rows
 
 
 def difference(first: Path, second: Path) -> str:
@@ -231,7 +243,7 @@ def difference(first: Path, second: Path) -> str:
     The interval is of the paired differences, problem by problem. Where every mean is 0 or 1, or the differences have
     no spread, McNemar's exact test decides. Raises LlmrlError where the scorers differ or no problem is in both.
     """
-    (head_a, *rows_a), (head_b, *rows_b) = read_lines(first), read_lines(second)
+    (head_a, *rows_a), (head_b, *rows_b) = verdicts_in(first), verdicts_in(second)
     if head_a["setting"]["scorers"] != head_b["setting"]["scorers"]:
         raise LlmrlError(f"{first} and {second} were judged by different scorers; their numbers do not compare.")
     a, b = by_prompt(rows_a), by_prompt(rows_b)

@@ -23,7 +23,8 @@ from llmrl.evaluation import Benchmark
 from llmrl.options import check_options
 from llmrl.plan import everything_named, passes, required
 from llmrl.policy.forward import ACTION_VALUES, base_model
-from llmrl.policy.model import Policy, load_policy
+from llmrl.policy.load import load_policy
+from llmrl.policy.model import Policy
 from llmrl.pool import Pool
 from llmrl.recipe import Recipe, StageConfig
 from llmrl.recipe_tree import Tree, overlay
@@ -32,6 +33,7 @@ from llmrl.rollout.replay import ReplayEngine
 from llmrl.sampling.per_token import PerToken
 from llmrl.scoring import Scorer, distinct, from_function, make_scorers
 from llmrl.training.assemble import ragged
+from llmrl.training.buffer import Buffer
 from llmrl.training.ranks import Ranks
 from llmrl.training.update import Settings, Updater
 from llmrl.types import Group, Prompt, Rollout, Sampling
@@ -60,7 +62,8 @@ class StageRun:
     parts, by 'stage.name'. version: of the engine's weights. drawn: batches of prompts dealt so far. feedback_cut:
     conditions shortened so far because the prompt would have been too long. extra_prompts: demonstrations beside the
     rollouts. dealt: the prompts that are sampled from. anchors: mean reward of the first policy's rollouts by prompt.
-    kept, kept_prompts: a right answer of the first policy to each prompt that is not sampled from any more.
+    kept, kept_prompts: a right answer of the first policy to each prompt that is not sampled from any more. buffer: of rollouts
+    that a killed run need not sample again.
     """
 
     config: StageConfig
@@ -86,6 +89,7 @@ class StageRun:
     anchors: dict[str, float] = field(default_factory=dict)
     kept: dict[str, Rollout] = field(default_factory=dict)
     kept_prompts: PromptSet | None = None
+    buffer: Buffer | None = None
 
     @property
     def plan(self) -> set[str]:
@@ -193,11 +197,18 @@ def first_policy(recipe: Recipe, folder: Path, trained: str | None = None) -> Po
         scores="scores" in wanted,
         action_values=bool(wanted & set(ACTION_VALUES)),
         trained=trained,
+        tokens=max(most_tokens(stage) for stage in recipe.stages),
     )
     noises = [algorithm.perturb for algorithm in algorithms if algorithm.perturb is not None]
     if noises:
         policy.module.noise = noises[0].apply(policy.model)
     return policy
+
+
+def most_tokens(config: StageConfig) -> int:
+    """The most that go through the model at once: a micro-batch, or a single row that is longer."""
+    longest = config.data.max_prompt_tokens + config.rollout.max_tokens
+    return max(config.training.tokens_per_micro_batch, longest)
 
 
 def build_stage(
@@ -218,6 +229,11 @@ def build_stage(
     """
     config, seed = recipe.stages[index], recipe.run.seed
     algorithm = build_algorithm(config)
+    if ranks.parallel == "fsdp" and getattr(algorithm.update, "whole", False):
+        raise RecipeError(
+            f"stage {config.name}: {catalog.name_of(algorithm.update)} works on all parameters as one vector, and parallel=fsdp "
+            "spreads them over processes. Set parallel=ddp, with adapters (model.lora) where memory is short."
+        )
     prompts = load(config.data, policy.tokenizer, seed=seed, answers=replays(config.rollout.engine))
     extra_prompts = load(config.extra_data, policy.tokenizer, seed=seed, answers=True) if config.extra_data else None
 
@@ -227,7 +243,8 @@ def build_stage(
 
     def frozen_copy() -> Policy:
         copy = load_policy(recipe.run.model, folder, seed=seed, trained=trained)
-        copy.module.requires_grad_(False).to(policy.device)
+        copy.module.requires_grad_(False)
+        ranks.place(copy)
         return copy
 
     source = frozen_copy() if config.rollout.sync == "never" else policy
@@ -248,7 +265,9 @@ def build_stage(
     needs_reference = any(p.name == "ref" for p in passes(algorithm)) and not own_reference
     training, rollout = config.training, config.rollout
     gap = training.max_logprob_gap or LOGPROB_GAP[policy.precision]
-    settings = Settings(training.tokens_per_micro_batch, rollout.max_tokens, training.max_grad_norm, gap)
+    settings = Settings(
+        training.tokens_per_micro_batch, rollout.max_tokens, training.max_grad_norm, gap, training.max_skipped
+    )
     return StageRun(
         config=config,
         index=index,

@@ -6,18 +6,18 @@ import hashlib
 import importlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmrl import catalog
-from llmrl.calls import is_async, shape_of, singles
+from llmrl.calls import WHOLE_STEP, is_async, shape_of, singles
 from llmrl.config import Named, Scoring
 from llmrl.errors import RecipeError, ScoringError, nearest
 from llmrl.limits import DEFAULT, Limits
 from llmrl.options import typed
 from llmrl.pool import Pool
-from llmrl.pool.pool import Call, Source
+from llmrl.pool.round import Call, Round, Source
 from llmrl.types import Group, Score
 
 LATE = "no answer within"
@@ -148,6 +148,76 @@ def distinct(scorers: list[Scorer]) -> list[Scorer]:
     return scorers
 
 
+class Judging:
+    """The scores of groups that may come one by one, while others are still being written.
+
+    What a scorer can say of one group alone is begun with `look`; scorers that are called with the whole step wait for
+    `finish`. The scores are the same in whatever order the groups come.
+    """
+
+    def __init__(self, scorers: Sequence[Scorer], config: Scoring, pool: Pool):
+        self.scorers, self.config = scorers, config
+        self.groups: dict[int, Group] = {}
+        self.asked: list[Piece] = []
+        pool.start([module for one in scorers for module in one.preload])
+        self.round = Round(pool)
+
+    def add(self, groups: Mapping[int, Group]) -> None:
+        """Further groups, by their place in the step; often none."""
+        if groups:
+            self.groups |= groups
+            self.ask(p for one in self.scorers if one.shape not in WHOLE_STEP for p in pieces(one, groups))
+
+    def look(self) -> None:
+        """Let the pool's processes work on; waits for none of them."""
+        self.round.look()
+
+    def finish(self, gather: Callable[[Faults], Sequence[Faults]] = lambda found: [found]) -> list[Group]:
+        """All groups in order, with `scores` filled in; see `score`."""
+        self.ask(p for one in self.scorers if one.shape in WHOLE_STEP for p in pieces(one, self.groups))
+        found = self.judged()
+        if self.config.on_error == "retry":
+            failed = {(name, place) for place, scores in found.items() for name, one in scores.items() if one.error}
+            every = [piece for one in self.scorers for piece in pieces(one, self.groups)]
+            self.ask(piece for piece in every if any((piece.scorer.name, at) in failed for at in places(piece)))
+            for place, scores in self.judged().items():
+                found[place] |= {name: one for name, one in scores.items() if (name, place) in failed}
+        names = [one.name for one in self.scorers]
+        scored = [
+            replace(group, scores=tuple({n: found[g, r][n] for n in names} for r in range(len(group.rollouts))))
+            for g, group in sorted(self.groups.items())
+        ]
+        refuse(gather(faults(scored)), self.config)
+        return scored
+
+    def ask(self, work: Iterable[Piece]) -> None:
+        """Queue the calls."""
+        work = list(work)
+        self.asked += work
+        self.round.add([call(piece, self.groups, self.config) for piece in work])
+
+    def judged(self) -> dict[tuple[int, int], dict[str, Score]]:
+        """Every asked place's scores by scorer; failed calls of several units are split in two until the fault stands
+        alone.
+        """
+        found: dict[tuple[int, int], dict[str, Score]] = {}
+        late: Counter[str] = Counter()
+        while self.asked:
+            asked, self.asked = self.asked, []
+            for piece, outcome in zip(asked, self.round.finish(), strict=True):
+                name = piece.scorer.name
+                if isinstance(outcome, str):
+                    late[name] += outcome.startswith(LATE)
+                    if len(piece.units) > 1 and late[name] <= SPLITS_OF_LATE_CALLS:
+                        middle = len(piece.units) // 2
+                        self.ask(replace(piece, units=half) for half in (piece.units[:middle], piece.units[middle:]))
+                        continue
+                    outcome = [Score(None, error=outcome)] * len(places(piece))
+                for place, given in zip(places(piece), outcome, strict=True):
+                    found.setdefault(place, {})[name] = given
+        return found
+
+
 def score(
     groups: Sequence[Group],
     scorers: Sequence[Scorer],
@@ -163,25 +233,15 @@ def score(
     under 'fail', or for more rollouts with errors than `config.max_error_share`; `gather` brings in the faults of the
     other processes of the run.
     """
-    found = judged(groups, [piece for one in scorers for piece in pieces(one, groups)], config, pool)
-    if config.on_error == "retry":
-        failed = {(name, place) for place, scores in found.items() for name, one in scores.items() if one.error}
-        again = [p for one in scorers for p in pieces(one, groups) if any((one.name, at) in failed for at in places(p))]
-        for place, scores in judged(groups, again, config, pool).items():
-            found[place] |= {name: one for name, one in scores.items() if (name, place) in failed}
-    names = [one.name for one in scorers]
-    scored = [
-        replace(group, scores=tuple({n: found[g, r][n] for n in names} for r in range(len(group.rollouts))))
-        for g, group in enumerate(groups)
-    ]
-    refuse(gather(faults(scored)), config)
-    return scored
+    judging = Judging(scorers, config, pool)
+    judging.add(dict(enumerate(groups)))
+    return judging.finish(gather)
 
 
-def pieces(one: Scorer, groups: Sequence[Group]) -> list[Piece]:
+def pieces(one: Scorer, groups: Mapping[int, Group]) -> list[Piece]:
     """The calls that it takes to judge every rollout once."""
-    units = list(singles(groups, one.shape))
-    if one.shape in ("columns", "groups"):
+    units = [(g, rollouts) for g, group in sorted(groups.items()) for rollouts in singles(group, one.shape)]
+    if one.shape in WHOLE_STEP:
         return [Piece(one, tuple(units))] if units else []
     return [Piece(one, (unit,)) for unit in units]
 
@@ -190,33 +250,7 @@ def places(piece: Piece) -> list[tuple[int, int]]:
     return [(g, r) for g, rollouts in piece.units for r in rollouts]
 
 
-def judged(
-    groups: Sequence[Group], work: Sequence[Piece], config: Scoring, pool: Pool
-) -> dict[tuple[int, int], dict[str, Score]]:
-    """Every place's scores by scorer; failed calls of several units are split in two until the fault stands alone."""
-    found: dict[tuple[int, int], dict[str, Score]] = {}
-    late: Counter[str] = Counter()
-    work = list(work)
-    pool.start([module for piece in work for module in piece.scorer.preload])
-    while work:
-        outcomes = pool.judge([call(piece, groups, config) for piece in work])
-        again: list[Piece] = []
-        for piece, outcome in zip(work, outcomes, strict=True):
-            name = piece.scorer.name
-            if isinstance(outcome, str):
-                late[name] += outcome.startswith(LATE)
-                if len(piece.units) > 1 and late[name] <= SPLITS_OF_LATE_CALLS:
-                    middle = len(piece.units) // 2
-                    again += [replace(piece, units=half) for half in (piece.units[:middle], piece.units[middle:])]
-                    continue
-                outcome = [Score(None, error=outcome)] * len(places(piece))
-            for place, given in zip(places(piece), outcome, strict=True):
-                found.setdefault(place, {})[name] = given
-        work = again
-    return found
-
-
-def call(piece: Piece, groups: Sequence[Group], config: Scoring) -> Call:
+def call(piece: Piece, groups: Mapping[int, Group], config: Scoring) -> Call:
     """The piece as the pool takes it: rollouts of one group together."""
     grouped: dict[int, list[int]] = {}
     for g, rollouts in piece.units:

@@ -90,7 +90,7 @@ def write_labels(model: Model, data: Data, out: Path, how: Labelling, engine: Na
     again goes on after the last whole row. Solutions without a step, and those with a step of which no completion could
     be judged, are left out and counted. Raises DataError when `out` was made in another way.
     """
-    from llmrl.policy.model import load_policy
+    from llmrl.policy.load import load_policy
     from llmrl.run import make_engine
 
     done = resume(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MOST_STEPS = 256  # of a response
 
 
-@limits(seconds=3600, memory_gb=None, workers=1, preload=("torch", "transformers", "llmrl.policy.model"))
+@limits(seconds=3600, memory_gb=None, workers=1, preload=("torch", "transformers", "llmrl.policy.load"))
 def process_reward(
     groups: list[Group],
     *,
@@ -140,7 +140,7 @@ def judge(path: str, verdict_tokens: tuple[str, ...], device: str, precision: st
     import torch
 
     from llmrl.config import Model
-    from llmrl.policy.model import load_policy
+    from llmrl.policy.load import load_policy
 
     model = Model(path=path, verdict_tokens=list(verdict_tokens), precision=precision)
     policy = load_policy(model, Path(), seed=0, scores=True)

@@ -110,9 +110,9 @@ def classifier(path: str, device: str, precision: str) -> tuple[Any, Any]:
 
 @functools.cache
 def tokenizer_of(path: str) -> Any:
-    from transformers import AutoTokenizer
+    from llmrl.data.tokenizer import load_tokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return load_tokenizer(path)
 
 
 def asked(url: str, rows: Sequence[tuple[Prompt, Rollout]], path: str | None, timeout: float) -> list[Score]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from llmrl.config import Model
-from llmrl.policy.model import Policy, load_policy
+from llmrl.policy.load import load_policy
+from llmrl.policy.model import Policy
 from llmrl.policy.tiny import tiny
 
 VOCABULARY = 128

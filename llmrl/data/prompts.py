@@ -89,9 +89,10 @@ def load(
     out, with a reason each. The second of two equal rows gets the id of the first with '-2', and so on. Raises
     DataError when more than half of the rows are bad or nothing is left.
     """
-    rows = read_rows(data, seed=seed, adapt=adapt)
-    prompts: list[Prompt] = []
     reasons: list[str] = []
+    rows = read_rows(data, seed=seed, adapt=adapt, unreadable=reasons)
+    total = len(rows) + len(reasons)
+    prompts: list[Prompt] = []
     seen: Counter[str] = Counter()
     too_long: list[int] = []
     for number, row in enumerate(rows, 1):
@@ -108,8 +109,8 @@ def load(
         count = seen[prompt.id]
         prompts.append(replace(prompt, id=f"{prompt.id}-{count}" if count > 1 else prompt.id, ids=ids))
     longest = max((len(prompt.ids) for prompt in prompts), default=0)
-    report = LoadReport(len(rows), len(prompts), len(too_long), len(reasons), longest, tuple(reasons))
-    if not prompts or 2 * len(reasons) > len(rows):
+    report = LoadReport(total, len(prompts), len(too_long), len(reasons), longest, tuple(reasons))
+    if not prompts or 2 * len(reasons) > total:
         first = "".join(f"\n  {reason}" for reason in reasons[:3])
         raise DataError(
             f"{data.source}: {report} (data.max_prompt_tokens is {data.max_prompt_tokens}; the longest refused has "
@@ -125,11 +126,12 @@ def _render(prompt: Prompt, tokenizer: Any, number: int, answers: bool) -> tuple
                 "no stored answer to replay: expected a completion, or chosen and rejected answers. Map the "
                 "column in data.columns."
             )
+        rendered = replace(prompt, ids=render(prompt, tokenizer))
         for completion in prompt.completions if answers else ():
-            ids = render_completion(prompt, completion, tokenizer)
-            places = [place for place, _ in laid_on_written(prompt, completion, ids, tokenizer)]
+            ids = render_completion(rendered, completion, tokenizer)
+            places = [place for place, _ in laid_on_written(rendered, completion, ids, tokenizer)]
             if len({*places}) < len(places):
                 raise DataError("two steps end in one token. Use a data.step_tag that is a token of its own.")
-        return render(prompt, tokenizer)
+        return rendered.ids
     except DataError as error:
         raise DataError(f"row {number}: {error}") from error

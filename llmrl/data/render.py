@@ -22,6 +22,7 @@ def render(prompt: Prompt, tokenizer: Any) -> Ids:
     no BOS, for a document starts where another ended. Raises DataError without a chat template, or when it refuses.
     """
     prompt = with_feedback(prompt)
+    demand_unicode(prompt)
     if prompt.messages is not None:
         return _template(tokenizer, prompt.messages, add_generation_prompt=True)
     plain = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
@@ -36,8 +37,17 @@ def render(prompt: Prompt, tokenizer: Any) -> Ids:
     return (*before, *plain)
 
 
+def demand_unicode(prompt: Prompt) -> None:
+    """DataError for half of a surrogate pair, which JSON can hold and no tokenizer takes."""
+    texts = [prompt.text or "", *(str(message["content"]) for message in prompt.messages or ())]
+    for text in texts:
+        if half := next((c for c in text if "\ud800" <= c <= "\udfff"), None):
+            raise DataError(f"its prompt holds {half!r}, half of a surrogate pair; expected Unicode text. Mend the row.")
+
+
 def render_completion(prompt: Prompt, completion: Completion, tokenizer: Any) -> Ids:
-    """The tokens of a stored answer after `render(prompt)`; the last one ends the turn, and it stands only there.
+    """The tokens of a stored answer after `render(prompt)`, which `prompt.ids` saves working out again where they are set;
+    the last one ends the turn, and it stands only there.
 
     For messages: what the template writes for the whole conversation less the rendered prompt, without what follows the
     end of the turn, such as ChatML's newline. For raw text: its tokens, then EOS. Raises DataError when the rendered
@@ -47,8 +57,7 @@ def render_completion(prompt: Prompt, completion: Completion, tokenizer: Any) ->
     if completion.messages is None:
         ids = [*tokenizer(completion.text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     else:
-        prompt = with_feedback(prompt)
-        context = _template(tokenizer, prompt.messages, add_generation_prompt=True)
+        context, prompt = prompt.ids or render(prompt, tokenizer), with_feedback(prompt)
         whole = _template(tokenizer, prompt.messages + completion.messages, add_generation_prompt=False)
         if whole[: len(context)] != context:
             raise DataError(

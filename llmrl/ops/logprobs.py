@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from llmrl.ops.projected import Projection, projected_statistics
+
 Head = Callable[[Tensor], Tensor]  # from hidden states [n,H] to logits [n,V]
 CHUNK_ELEMENTS = 1 << 22  # logits held at once; 16 MiB in fp32 stays near the processor's caches
-KEPT_ELEMENTS = (
-    1 << 24
-)  # logits of one call that may wait for the backward pass, 64 MiB in fp32, instead of a second head
+LEAST_ROWS = 128  # of a chunk under however many words: each chunk writes a gradient of the head's whole matrix
+KEPT_ELEMENTS = 1 << 24  # logits of one call that may wait for the backward pass, 64 MiB in fp32, not made again
 
 
 def token_statistics(
     hidden: Tensor,
-    head: Head,
+    head: Head | Projection,
     labels: Tensor,
     temperatures: Tensor,
     vocabulary: int,
@@ -28,8 +29,11 @@ def token_statistics(
     """(logprobs [N], entropy [N] or None) of `labels` [N] under softmax(head(hidden) / temperatures), in fp32 and nats.
 
     hidden [N,H]; head maps [n,H] to logits [n,V]; gradients flow to hidden and to the head's own parameters. Of a
-    large call the backward pass computes each chunk's logits again instead of keeping them.
+    large call the backward pass computes each chunk's logits again instead of keeping them. A Projection takes a third
+    less time and writes the gradient of its matrix once in all, any other head once a chunk.
     """
+    if isinstance(head, Projection):
+        return projected_statistics(hidden, head, labels, temperatures, entropy, CHUNK_ELEMENTS, KEPT_ELEMENTS)
     function = partial(_tokens, head, entropy)
     found = _in_chunks(function, (hidden, labels, temperatures), vocabulary)
     return found[0], found[1] if entropy else None
@@ -70,7 +74,7 @@ def action_statistics(
 def _in_chunks(function: Callable[..., tuple], given: tuple[Tensor, ...], vocabulary: int) -> tuple[Any, ...]:
     """What the function gives for all rows of the tensors given, some rows at a time."""
     count = len(given[0])
-    rows = max(1, CHUNK_ELEMENTS // vocabulary)
+    rows = max(LEAST_ROWS, CHUNK_ELEMENTS // vocabulary)
     recompute = torch.is_grad_enabled() and count * vocabulary > KEPT_ELEMENTS
     parts = []
     for start in range(0, max(count, 1), rows):

@@ -1,12 +1,14 @@
 """The model in training as one module: ragged contexts and responses in, one number a response token out.
 
-A group's context is forwarded once and its keys and values are shared by the group's responses ('shared'), or every
-row is forwarded whole ('dense'). Both give the same numbers; `Policy` checks that before it relies on the first.
+All rows go through as one row of tokens in which a group's context stands once ('shared', see llmrl.policy.packed), or
+every row is forwarded whole, padded, by transformers alone ('dense'). Both give the same numbers; `Policy` checks that
+before it relies on the first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
@@ -17,8 +19,14 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from llmrl.clock import span
+from llmrl.ops import linear
 from llmrl.ops.logprobs import CHUNK_ELEMENTS, action_statistics, kl_statistics, token_statistics
+from llmrl.ops.projected import Projection
+from llmrl.policy import packed
 from llmrl.policy.noise import Draw, Noise
+from llmrl.policy.packed import rectangles
+from llmrl.policy.sharding import full, spread
 
 Ids = Sequence[int]
 ACTION_VALUES = ("action_values", "expected_values", "expected_advantages")
@@ -40,6 +48,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.contexts)
+
+    def take(self, chosen: Sequence[int]) -> Rows:
+        """Some of the rows, in the order given."""
+        columns = (self.contexts, self.responses, self.masks, self.temperatures)
+        return Rows(*([column[i] for i in chosen] for column in columns), self.keys and [self.keys[i] for i in chosen])
 
     def at_temperatures(self) -> list[float]:
         """The temperature of each counted token, rows in order."""
@@ -75,6 +88,19 @@ class PolicyModule(nn.Module):
         self.verdicts = verdicts
         self.action_value_head = action_value_head
         self.noise: Noise | None = None
+        self.tolerated = PADDING_TOLERATED
+        packed.enable(base_model(model))
+        linear.install(model)
+        self.longest_shared = packed.longest(base_model(model))
+
+    def forward_at_once(self) -> None:
+        """Have the trunk called once in each forward pass, whatever the rows: where processes have to call equally often."""
+        self.tolerated = math.inf
+
+    def shares(self, rows: Rows) -> bool:
+        """Whether these rows can be forwarded with shared contexts."""
+        lengths = (len(c) + len(r) for c, r in zip(rows.contexts, rows.responses, strict=True))
+        return max(lengths) <= self.longest_shared
 
     def forward(
         self,
@@ -98,7 +124,8 @@ class PolicyModule(nn.Module):
         """
         base = base_model(self.model)
         draw = None if perturbed is None else self.noise.draw(rows, perturbed)
-        found = counted_states(base.get_decoder(), rows, shared, scores, draw)
+        with span("trunk"):
+            found = counted_states(base.get_decoder(), rows, shared and self.shares(rows), scores, draw, self.tolerated)
         device, hidden = found.before.device, found.before
         place = (found.row.to(device), found.column.to(device))
         head = LogitHead(base)
@@ -112,7 +139,8 @@ class PolicyModule(nn.Module):
             labels = torch.tensor(tokens, dtype=torch.long, device=device)
             temperatures = torch.tensor(rows.at_temperatures(), dtype=torch.float32, device=device)
         if logprobs or entropy:
-            got = token_statistics(hidden, head, labels, temperatures, head.vocabulary, entropy)
+            with span("head"):
+                got = token_statistics(hidden, head.plain(), labels, temperatures, head.vocabulary, entropy)
             numbers |= zip(("logprobs", "entropy") if entropy else ("logprobs",), got, strict=False)
         if action_values:
             got = action_statistics(hidden, head, self.action_value, labels, temperatures, head.vocabulary)
@@ -165,11 +193,24 @@ class LogitHead:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
+    def plain(self) -> Projection | LogitHead:
+        """As the matrix it is; itself where something else happens there: adapters, a bias, hooks of whoever shards it."""
+        layer = self.linear
+        if type(layer) is not nn.Linear or layer.bias is not None:
+            return self
+        hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+        replaced = "forward" in vars(layer) and not linear.installed(layer)
+        sharded = type(layer.weight) not in (nn.Parameter, Tensor)
+        return self if any(hooks) or replaced or sharded else Projection(layer.weight, self.scale, self.cap)
+
     def frozen(self) -> LogitHead:
         """One that stays as it is now: a copy where its weights are trained, or stand behind adapters."""
         out = copy(self)
-        if type(self.linear) is not nn.Linear or self.linear.weight.requires_grad:
+        if type(self.linear) is not nn.Linear or self.linear.weight.requires_grad or spread(self.linear):
             out.linear = deepcopy(self.linear).requires_grad_(False)
+            for part in out.linear.modules():
+                for name, weight in part.named_parameters(recurse=False):
+                    setattr(part, name, nn.Parameter(full(weight.detach()), requires_grad=False))
         return out
 
 
@@ -212,11 +253,16 @@ class Counted(NamedTuple):
 
 
 def counted_states(
-    trunk: nn.Module, rows: Rows, shared: bool, after: bool = False, draw: Draw | None = None
+    trunk: nn.Module,
+    rows: Rows,
+    shared: bool,
+    after: bool = False,
+    draw: Draw | None = None,
+    tolerated: float = PADDING_TOLERATED,
 ) -> Counted:
     """The states around each counted response token, rows in order; after: also those that have read it."""
     read = rows if after else replace(rows, responses=[r[:-1] for r in rows.responses])
-    states, first, rest = (shared_states if shared else dense_states)(trunk, read, draw)
+    states, first, rest = shared_states(trunk, read, draw) if shared else dense_states(trunk, read, draw, tolerated)
     row = torch.cat([torch.full((sum(m),), i) for i, m in enumerate(rows.masks)])
     column = torch.cat(
         [torch.tensor([t for t, counted in enumerate(m) if counted], dtype=torch.long) for m in rows.masks]
@@ -228,8 +274,10 @@ def counted_states(
     )
 
 
-def dense_states(trunk: nn.Module, rows: Rows, draw: Draw | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Every row forwarded whole, in rectangles of like length.
+def dense_states(
+    trunk: nn.Module, rows: Rows, draw: Draw | None, tolerated: float = PADDING_TOLERATED
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every row forwarded whole, in rectangles of like length. tolerated: longest over shortest row of one.
 
     (states [M,H], where the state after each row's context is, where that after its first response token).
     """
@@ -237,9 +285,9 @@ def dense_states(trunk: nn.Module, rows: Rows, draw: Draw | None) -> tuple[Tenso
     inputs = [(*c, *r) for c, r in zip(rows.contexts, rows.responses, strict=True)]
     states, offset = [], 0
     first = torch.zeros(len(rows), dtype=torch.long)
-    for bucket in rectangles([len(i) for i in inputs]):
+    for bucket in rectangles([len(i) for i in inputs], tolerated):
         ids, mask = padded([inputs[i] for i in bucket], device, left=False)
-        with perturbation(draw, [(i, 0, len(inputs[i])) for i in bucket], device, left=False):
+        with perturbation(draw, [[(i, 0, len(inputs[i]))] for i in bucket], device):
             hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         states.append(hidden.reshape(-1, hidden.shape[-1]))
         for place, i in enumerate(bucket):
@@ -249,47 +297,54 @@ def dense_states(trunk: nn.Module, rows: Rows, draw: Draw | None) -> tuple[Tenso
 
 
 def shared_states(trunk: nn.Module, rows: Rows, draw: Draw | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Each distinct context forwarded once; the responses, in rectangles of like length, over its keys and values."""
+    """Each distinct context forwarded once with its responses behind it, all in one row of tokens without padding."""
     device = next(trunk.parameters()).device
-    places: dict[tuple[int, ...], int] = {}
-    context_of = [places.setdefault(tuple(c), len(places)) for c in rows.contexts]
-    ids, mask = padded(list(places), device, left=True)
-    cache = DynamicCache(config=trunk.config)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    owner = {place: row for row, place in reversed(list(enumerate(context_of)))}
-    with perturbation(draw, [(owner[p], 0, len(c)) for c, p in places.items()], device, left=True):
-        hidden = trunk(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-    states, offset = [hidden[:, -1]], len(places)
-    first = torch.tensor(context_of)
-    rest = torch.zeros(len(rows), dtype=torch.long)
-    for bucket in rectangles([len(r) for r in rows.responses]):
-        owners = torch.tensor([context_of[i] for i in bucket], device=device)
-        suffix, suffix_mask = padded([rows.responses[i] for i in bucket], device, left=False)
-        lengths = mask.sum(1)[owners]
-        spans = [(i, len(rows.contexts[i]), len(rows.contexts[i]) + len(rows.responses[i])) for i in bucket]
-        with perturbation(draw, spans, device, left=False):
-            out = trunk(
-                input_ids=suffix,
-                attention_mask=torch.cat([mask[owners], suffix_mask], 1),
-                position_ids=lengths[:, None] + torch.arange(suffix.shape[1], device=device),
-                past_key_values=expanded(cache, owners),
-                use_cache=True,
-            ).last_hidden_state
-        states.append(out.reshape(-1, out.shape[-1]))
-        rest[bucket] = offset + torch.arange(len(bucket)) * suffix.shape[1]
-        offset += len(bucket) * suffix.shape[1]
-    return torch.cat(states), first, rest
+    owners: dict[tuple[int, ...], list[int]] = {}
+    for i, context in enumerate(rows.contexts):
+        owners.setdefault(tuple(context), []).append(i)
+    ids: list[int] = []
+    positions: list[int] = []
+    spans: list[tuple[int, int, int]] = []
+    segments: list[packed.Span] = []
+    context_of: list[int | None] = []
+    first, rest = torch.zeros(2, len(rows), dtype=torch.long)
+
+    def add(row: int, start: int, stop: int, context: int | None) -> None:
+        whole = (*rows.contexts[row], *rows.responses[row])
+        segments.append((len(ids), len(ids) + stop - start))
+        context_of.append(context)
+        spans.append((row, start, stop))
+        ids.extend(whole[start:stop])
+        positions.extend(range(start, stop))
+
+    for context, mine in owners.items():
+        length, begin = len(context), len(ids)
+        first[mine] = begin + length - 1
+        if len(mine) == 1:  # one segment, with no context to look back at
+            rest[mine] = begin + length
+            add(mine[0], 0, length + len(rows.responses[mine[0]]), None)
+            continue
+        add(mine[0], 0, length, None)
+        number = len(segments) - 1
+        for i in mine:
+            rest[i] = len(ids)
+            if rows.responses[i]:
+                add(i, length, length + len(rows.responses[i]), number)
+    packing = packed.Packing(segments, context_of, device)
+    with perturbation(draw, [spans], device):
+        states = packed.forward(
+            trunk, torch.tensor(ids, device=device), torch.tensor(positions, device=device), packing
+        )
+    return states, first, rest
 
 
 def perturbation(
-    draw: Draw | None, spans: Sequence[tuple[int, int, int]], device: torch.device, left: bool
+    draw: Draw | None, lines: Sequence[Sequence[tuple[int, int, int]]], device: torch.device
 ) -> contextlib.AbstractContextManager:
-    """Inside, the trunk adds the noise drawn for what it is given: (row, from, to) of each sequence, padded like it."""
+    """Inside, the trunk adds the noise drawn for what it is given: (row, from, to) of the sequences of each line."""
     if draw is None:
         return contextlib.nullcontext()
-    codes, _ = padded([draw.codes[row][start:stop] for row, start, stop in spans], device, left)
+    codes, _ = padded([torch.cat([draw.codes[i][a:b] for i, a, b in line]) for line in lines], device, left=False)
     return draw.noise.keyed(codes)
 
 
@@ -300,18 +355,6 @@ def expanded(cache: DynamicCache, owners: Tensor) -> DynamicCache:
     out.layers = [copy(layer) for layer in cache.layers]
     for layer in out.layers:
         layer.keys, layer.values = layer.keys.index_select(0, owners), layer.values.index_select(0, owners)
-    return out
-
-
-def rectangles(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows of like length together, longest first; rows of length 0 need no forward and are in none."""
-    order = sorted((i for i, n in enumerate(lengths) if n > 0), key=lambda i: -lengths[i])
-    out: list[list[int]] = []
-    for i in order:
-        if out and lengths[out[-1][0]] <= PADDING_TOLERATED * lengths[i] + 2:
-            out[-1].append(i)
-        else:
-            out.append([i])
     return out
 
 

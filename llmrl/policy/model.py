@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
-import os
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llmrl import catalog
-from llmrl.config import Model
 from llmrl.data.render import stop_ids
 from llmrl.errors import ModelError
-from llmrl.options import bind
 from llmrl.policy.forward import LogitHead, PolicyModule, Rows, StoredStates, base_model
+from llmrl.policy.sharding import Replicated, Sharded, full, layers_of
 
 SHARED_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}  # largest |Δ log-probability| taken as rounding, not as a bug
 
@@ -34,6 +27,7 @@ class Policy:
     def __init__(self, module: PolicyModule, tokenizer: Any, path: str, precision: str = "fp32", shared: bool = True):
         self.module = module
         self.wrapped: nn.Module = module  # what accelerate made of it
+        self.sharding: Replicated = Replicated()
         self.tokenizer = tokenizer
         self.path = path
         self.precision = precision
@@ -75,7 +69,7 @@ class Policy:
         Contexts that several rows share are forwarded once; the first time, the result is compared with the dense path,
         and on a difference the dense path is used from then on, with one warning.
         """
-        shared = self.shared and len({tuple(c) for c in rows.contexts}) < len(rows)
+        shared = self.shared and self.module.shares(rows)
         if shared and not self._verified:
             shared = self.shared = self._agrees(rows)
             self._verified = True
@@ -109,8 +103,26 @@ class Policy:
         with self.model.disable_adapter():
             yield
 
+    def shard(self) -> None:
+        """Spread parameters, gradients and moments over all processes. Raises TrainingError. See `llmrl.policy.sharding`."""
+        self._verified, few = True, [True, True]  # now, while each process can forward on its own
+        self.shared = self.shared and self._agrees(Rows([[1, 2, 3]] * 2 + [[4]], [[5, 6]] * 3, [few] * 3, [1.0] * 3))
+        self.module.forward_at_once()
+        layers = layers_of(self.module, base_model(self.model)._no_split_modules)
+        self.sharding = Sharded(self.module, layers, self.device)
+        self.idle()  # torch learns from a first forward of the whole that the layers are its parts
+
+    def whole(self) -> contextlib.AbstractContextManager:
+        """Inside, every weight is here, for forward passes that other processes do not make. All have to enter."""
+        return self.sharding.whole()
+
+    def idle(self) -> None:
+        """A forward pass for the sake of processes that have one more."""
+        with torch.no_grad():
+            self.statistics(Rows([[0]], [[0]], [[True]], [1.0]), 1)
+
     def _agrees(self, rows: Rows) -> bool:
-        some = _first_rows(rows, 8)
+        some = rows.take(_extremes(rows))
         width = max(len(r) for r in some.responses)
         try:
             with torch.no_grad(), self.autocast():
@@ -134,56 +146,84 @@ class Policy:
         return False
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under its transformers name: adapters merged in, lm_head.weight there even when it is tied."""
+        """Every weight under its transformers name: adapters merged in, lm_head.weight there even when it is tied.
+
+        Weights that are not adapted are the model's own memory; the others are merged one at a time.
+        """
         base = base_model(self.model)
-        deltas = {}
-        for name, layer in base.named_modules():
-            if hasattr(layer, "lora_A") and hasattr(layer, "get_delta_weight"):
-                for adapter in layer.active_adapters:
-                    key = f"{name}.weight"
-                    deltas[key] = deltas.get(key, 0) + layer.get_delta_weight(adapter)
+        adapted = {
+            f"{n}.weight": m for n, m in base.named_modules() if hasattr(m, "lora_A") and hasattr(m, "get_delta_weight")
+        }
         seen = set()
         for name, weight in base.state_dict().items():
             if ".lora_" in name:
                 continue
             plain = name.replace(".base_layer.", ".")
             seen.add(plain)
-            yield plain, weight.detach() + deltas[plain] if plain in deltas else weight.detach()
+            merged = full(weight.detach())
+            if plain in adapted:
+                layer = adapted[plain]
+                merged = merged + sum(full(layer.get_delta_weight(adapter)) for adapter in layer.active_adapters)
+            yield plain, merged
         if "lm_head.weight" not in seen:
-            yield "lm_head.weight", base.get_output_embeddings().weight.detach()
+            yield "lm_head.weight", full(base.get_output_embeddings().weight.detach())
+
+    def trained_names(self) -> set[str]:
+        """The names, of those of `named_weights`, whose weights training changes."""
+        base = base_model(self.model)
+        names = {
+            f"{name.partition('.lora_')[0]}.weight" if ".lora_" in name else name.replace(".base_layer.", ".")
+            for name, parameter in base.named_parameters()
+            if parameter.requires_grad
+        }
+        head = base.get_output_embeddings()  # when it is tied, its weight has the embeddings' name above
+        return names | {"lm_head.weight"} if head.weight.requires_grad else names
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, write: bool = True) -> None:
         """Write what `AutoModelForCausalLM` (or peft, for adapters) and `AutoTokenizer` load; own heads beside it.
 
         A trained reward model loads with `AutoModelForSequenceClassification`, too: its head is among the weights as
-        `score.weight`. Adapters are for that merged in, below `merged`.
+        `score.weight`. Adapters are for that merged in, below `merged`. write: False for a process that only gives its share of
+        the weights; where they are spread all have to call.
         """
-        head, adapters = self.module.score_head, hasattr(self.model, "peft_config")
-        scores = head is not None and bool(head.weight.any())  # at zero the head belongs to a later stage of the run
+        if not (write or self.sharding.spread):
+            return
+        adapters, state = hasattr(self.model, "peft_config"), self._state()
+        heads = {name: below(state, name) for name in ("score_head", "value_head", "action_value_head")}
+        scores = any(
+            bool(w.any()) for w in heads["score_head"].values()
+        )  # at zero it belongs to a later stage of the run
+        weights = dict(self.named_weights()) if scores else {}
+        if not write:
+            return
         if adapters or not scores:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=below(state, "model") if self.sharding.spread else None)
             self.tokenizer.save_pretrained(folder)
         if scores:
-            self._export_classifier(folder / "merged" if adapters else folder)
-            save_file(head.state_dict(), folder / "score_head.safetensors")
-        for name in ("value_head", "action_value_head"):
-            if getattr(self.module, name) is not None:
-                save_file(getattr(self.module, name).state_dict(), folder / f"{name}.safetensors")
+            self._export_classifier(folder / "merged" if adapters else folder, weights, heads["score_head"]["weight"])
+        for name, head in heads.items():
+            if head and (name != "score_head" or scores):
+                save_file(head, folder / f"{name}.safetensors")
 
-    def _export_classifier(self, folder: Path) -> None:
+    def _state(self) -> dict[str, Tensor]:
+        """Every weight by its name in the module, those that share memory as one tensor."""
+        named = self.module.state_dict(keep_vars=True)
+        whole = {id(weight): full(weight.detach()).cpu() for weight in named.values()}
+        return {name: whole[id(weight)] for name, weight in named.items()}
+
+    def _export_classifier(self, folder: Path, weights: dict[str, Tensor], head: Tensor) -> None:
         from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
         base, tokenizer = base_model(self.model), copy.deepcopy(self.tokenizer)
         padding = padding_id(tokenizer)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
         tokenizer.save_pretrained(folder)
-        weights = dict(self.named_weights())
         if base.config.get_text_config().tie_word_embeddings:
             del weights["lm_head.weight"]
-        base.save_pretrained(folder, state_dict=weights | {"score.weight": self.module.score_head.weight.detach()})
+        base.save_pretrained(folder, state_dict=weights | {"score.weight": head})
         config = copy.deepcopy(base.config)
         config.num_labels, config.pad_token_id = 1, padding
         kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
@@ -191,89 +231,9 @@ class Policy:
         config.save_pretrained(folder)
 
 
-def load_policy(
-    config: Model,
-    folder: Path,
-    *,
-    seed: int,
-    values: bool = False,
-    scores: bool = False,
-    action_values: bool = False,
-    trained: str | None = None,
-) -> Policy:
-    """The policy a recipe's `model` section describes, weights in fp32, dropout off.
-
-    folder: where a made model or an enlarged vocabulary is written. trained: an export of an earlier stage to load in
-    place of `config.path`. Either may hold adapters, which are trained on. values, scores, action_values: with the heads
-    that give them, scores by `config.verdict_tokens` where there are any. Raises ModelError.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        start = pinned(config) if config.path else make(config, folder, seed)
-        path = trained or start
-        adapter = path if has_adapter(path) else None
-        if adapter:
-            path = start if trained and not has_adapter(start) else base_of(start)
-        tokenizer = AutoTokenizer.from_pretrained(adapter or path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.float32,
-            attn_implementation=config.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model.path: {trained or config.path!r} could not be loaded: {str(error).splitlines()[0]} Expected a "
-            "folder with config.json, safetensors and tokenizer, or a hub id that can be reached."
-        ) from error
-    if config.added_tokens and trained is None:
-        path = add_tokens(model, tokenizer, config, folder, seed)
-    if adapter or config.lora is not None:
-        model = with_adapters(model, config, adapter, seed)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    without_dropout(model, training=config.gradient_checkpointing)
-    stored = Path(adapter or path)
-    value_head = linear_head(model, stored / "value_head.safetensors") if values else None
-    vocabulary = base_model(model).config.get_text_config().vocab_size
-    action_value_head = None
-    if action_values:
-        action_value_head = linear_head(model, stored / "action_value_head.safetensors", outputs=vocabulary)
-    verdicts = verdict_ids(tokenizer, config.verdict_tokens) if scores and config.verdict_tokens else None
-    score_head = None
-    if scores and verdicts is None:
-        padding_id(tokenizer)  # refused before any training, not at the export
-        score_head = linear_head(model, stored / "score_head.safetensors", bias=False)
-    check_head(model)
-    # transformers gives a model that checkpoints its activations no cache, which sharing stands on
-    shared = config.shared_prompt == "auto" and not config.gradient_checkpointing
-    module = PolicyModule(model, value_head, score_head, verdicts, action_value_head)
-    policy = Policy(module, tokenizer, path, config.precision, shared)
-    policy.own_reference = config.lora is not None and adapter is None
-    return policy
-
-
-def linear_head(model: Any, stored: Path, bias: bool = True, outputs: int = 1) -> nn.Linear:
-    """Some numbers of a hidden state: the head that an earlier run stored there, else one that begins at 0."""
-    head = nn.Linear(base_model(model).config.get_text_config().hidden_size, outputs, bias=bias)
-    for parameter in head.parameters():
-        nn.init.zeros_(parameter)
-    if stored.exists():
-        head.load_state_dict(load_file(stored))
-    return head
-
-
-def verdict_ids(tokenizer: Any, tokens: Sequence[str]) -> tuple[int, int]:
-    """The ids of the tokens for right and wrong. ModelError unless they are two different single tokens."""
-    ids = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in tokens]
-    if [len(one) for one in ids] != [1, 1] or ids[0] == ids[1]:
-        raise ModelError(
-            f"model.verdict_tokens: {list(tokens)} are the tokens {ids} to this tokenizer; expected two different single "
-            "tokens, the one for right first. Choose others, or add them with model.added_tokens."
-        )
-    return ids[0][0], ids[1][0]
+def below(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The weights of one part of a module, by their names in it."""
+    return {n.removeprefix(f"{name}."): w for n, w in state.items() if n.startswith(f"{name}.")}
 
 
 def padding_id(tokenizer: Any) -> int:
@@ -290,122 +250,11 @@ def padding_id(tokenizer: Any) -> int:
     return found
 
 
-def has_adapter(path: str) -> bool:
-    return (Path(path) / "adapter_config.json").exists()
-
-
-def base_of(path: str) -> str:
-    """The model that a folder of adapters belongs to."""
-    return json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
-
-
-def add_tokens(model: Any, tokenizer: Any, config: Model, folder: Path, seed: int) -> str:
-    """Give the tokenizer the recipe's tokens and the embeddings rows for them; the folder with both as they are now.
-
-    New rows are drawn around the mean of the old ones, with their covariance. The tokens stay in decoded text.
-    """
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in config.added_tokens])
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        if config.lora is not None:
-            raise ModelError(
-                f"model.added_tokens: the embeddings have {model.get_input_embeddings().num_embeddings} rows and "
-                f"{len(tokenizer)} tokens need one; adapters cannot train new rows. Leave model.lora out, or add the "
-                "tokens in a run without it first."
-            )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-
-    def write(draft: Path) -> None:
-        model.config.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-
-    return written_once(folder / "enlarged", write)
-
-
-def pinned(config: Model) -> str:
-    """The model's folder or hub id; with a revision the downloaded snapshot of it, so that engines read the same one."""
-    if config.revision is None or Path(config.path).is_dir():
-        return config.path
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(config.path, revision=config.revision)
-
-
-def make(config: Model, folder: Path, seed: int) -> str:
-    """Write the catalog model that `model.make` names, unless it is there already."""
-    name, options = catalog.split_named(config.make)
-    part = bind(catalog.get("models", name), {"seed": seed, **options})
-    return written_once(folder / "made", lambda draft: part(str(draft)))
-
-
-def written_once(target: Path, write: Callable[[Path], Any]) -> str:
-    """A folder of the run that whichever process comes first writes, whole or not at all."""
-    if not target.exists():
-        draft = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-        write(draft)
-        try:
-            draft.rename(target)
-        except OSError:  # another process was first
-            shutil.rmtree(draft)
-    return str(target)
-
-
-def with_adapters(model: Any, config: Model, stored: str | None, seed: int) -> Any:
-    """The model with the stored adapters, or with new ones that change nothing yet."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    if stored is not None:
-        loaded = PeftModel.from_pretrained(model, stored, is_trainable=True)
-        rank = loaded.peft_config["default"].r
-        if config.lora is not None and rank != config.lora.rank:
-            raise ModelError(
-                f"model.lora.rank is {config.lora.rank}; the adapters in {stored} have rank {rank}. Set it to that."
-            )
-        return loaded
-    lora = LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        target_modules=config.lora.targets,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
+def _extremes(rows: Rows) -> list[int]:
+    """At most eight rows: the longest and the shortest there is, each with others of its context, the longest of them."""
+    size = [len(c) + len(r) for c, r in zip(rows.contexts, rows.responses, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: -size[i])
+    groups = (
+        [i, *(j for j in order if j != i and rows.contexts[j] == rows.contexts[i])] for i in (order[0], order[-1])
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(model, lora)
-
-
-def without_dropout(model: nn.Module, training: bool) -> None:
-    """Dropout off for good: sampled and trained probabilities must be those of one function."""
-    for part in model.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        for name, value in list(vars(part).items()):  # what an architecture hands to the functional form
-            if "dropout" in name and isinstance(value, float):
-                setattr(part, name, 0.0)
-    model.train(training)  # activation checkpointing works in training mode only
-
-
-def check_head(model: Any) -> None:
-    """Our head on the trunk's states must give the model's own logits, whatever the architecture adds to them."""
-    base = base_model(model)
-    ids = torch.arange(1, 6, device=next(base.parameters()).device)[None] % base.config.get_text_config().vocab_size
-    with torch.no_grad():
-        own = base(input_ids=ids, use_cache=False).logits.float()
-        ours = LogitHead(base)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
-    if not torch.allclose(own, ours, atol=1e-4, rtol=1e-4):
-        raise ModelError(
-            f"{type(base).__name__}: its logits are not its head applied to its decoder's states (difference "
-            f"{(own - ours).abs().max():.3g}). Its log-probabilities would be wrong, so it is refused."
-        )
-
-
-def _first_rows(rows: Rows, count: int) -> Rows:
-    return replace(
-        rows,
-        contexts=rows.contexts[:count],
-        responses=rows.responses[:count],
-        masks=rows.masks[:count],
-        temperatures=rows.temperatures[:count],
-        keys=rows.keys and rows.keys[:count],
-    )
+    return list(dict.fromkeys(i for group in groups for i in group[:4]))

@@ -8,8 +8,10 @@ from __future__ import annotations
 import datetime
 import decimal
 import marshal
+import math
 import socket
 import struct
+from collections import deque
 from typing import Any
 
 from llmrl.types import Completion, Group, Prompt, Rollout
@@ -22,29 +24,12 @@ def send(connection: socket.socket, payload: bytes) -> None:
     connection.sendall(HEADER.pack(len(payload)) + payload)
 
 
-def receive(connection: socket.socket) -> bytes | None:
-    """The next message of a blocking connection; None when the other side has closed it."""
-    header = exactly(connection, HEADER.size)
-    if header is None:
-        return None
-    return exactly(connection, HEADER.unpack(header)[0])
-
-
-def exactly(connection: socket.socket, size: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < size:
-        got = connection.recv(min(size - len(parts), 1 << 20))
-        if not got:
-            return None
-        parts += got
-    return bytes(parts)
-
-
 class Inbox:
-    """Cuts what a connection has delivered so far into messages."""
+    """Cuts what a connection has delivered so far into messages. largest: bytes of one message that are allowed."""
 
-    def __init__(self):
+    def __init__(self, largest: float = LARGEST):
         self.data = bytearray()
+        self.largest = largest
 
     def feed(self, received: bytes) -> list[bytes]:
         """The messages that are complete now. ValueError for one that announces more than is allowed."""
@@ -52,13 +37,35 @@ class Inbox:
         found = []
         while len(self.data) >= HEADER.size:
             (size,) = HEADER.unpack_from(self.data)
-            if size > LARGEST:
+            if size > self.largest:
                 raise ValueError(f"a message of {size} bytes")
             if len(self.data) < HEADER.size + size:
                 break
             found.append(bytes(self.data[HEADER.size : HEADER.size + size]))
             del self.data[: HEADER.size + size]
         return found
+
+
+class Mail:
+    """The messages of a blocking connection, for its reading end in a scorers' process."""
+
+    def __init__(self, connection: socket.socket):
+        self.connection = connection
+        self.inbox = Inbox(math.inf)  # the trainer sends what it has
+        self.messages: deque[bytes] = deque()
+
+    def read(self) -> bool:
+        """Take in what is there, waiting for some of it; False when the other side has closed the connection."""
+        received = self.connection.recv(1 << 20)
+        self.messages.extend(self.inbox.feed(received))
+        return bool(received)
+
+    def next(self) -> bytes | None:
+        """The next message; None when the other side has closed the connection."""
+        while not self.messages:
+            if not self.read():
+                return None
+        return self.messages.popleft()
 
 
 def packed_prompt(prompt: Prompt) -> tuple:

@@ -13,29 +13,33 @@ import os
 import resource
 import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from llmrl import calls, confinement
 from llmrl.limits import Limits
-from llmrl.pool.wire import receive, send, unpacked_groups
+from llmrl.pool.wire import Mail, send, unpacked_groups
+from llmrl.redaction import Guarded
 
 
 def serve(connection: socket.socket, limits: Limits) -> None:
     """Answer until the trainer closes its side.
 
     Messages are marshalled: ('learn', key, how) makes a scorer known, ('run', key, shape, seconds, [(id, groups), ...])
-    calls it. Answers are JSON: {'id', 'scores'} or {'id', 'error'}; to 'learn' {'id': null}.
+    calls it. Answers are JSON: {'id', 'seconds', 'scores'} or {'id', 'error'}; to 'learn' {'id': null}.
     """
     os.dup2(2, 1)  # what a scorer prints must not mix with the trainer's output
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
+    sys.stdout, sys.stderr = Guarded(sys.stdout), Guarded(sys.stderr)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     confined = False
     functions: dict[str, Callable] = {}
     refused: dict[str, str] = {}
-    while (message := receive(connection)) is not None:
+    mail = Mail(connection)
+    while (message := mail.next()) is not None:
         kind, key, *rest = marshal.loads(message)  # noqa: S302 - from the trainer
         if kind == "learn":
             limit_cpu(math.inf)  # what the last call was allowed is not for importing
@@ -52,7 +56,7 @@ def serve(connection: socket.socket, limits: Limits) -> None:
             for id, _ in rest[-1]:
                 reply(connection, {"id": id, "error": refused[key]})
         else:
-            run(connection, functions[key], *rest)
+            run(mail, key, functions[key], *rest)
 
 
 def confine(limits: Limits) -> None:
@@ -80,39 +84,76 @@ def made(source: str, code: bytes, options: dict[str, Any]) -> Callable:
     return functools.partial(function, **options) if options else function
 
 
-def run(connection: socket.socket, function: Callable, shape: str, seconds: float, jobs: list) -> None:
+def run(mail: Mail, key: str, function: Callable, shape: str, seconds: float, jobs: list) -> None:
     """Answer every job of one message; those of an asynchronous scorer together."""
+    connection = mail.connection
     if calls.is_async(function):
         limit_cpu(math.inf)
         with contextlib.suppress(ConnectionError):
-            asyncio.run(run_together(connection, function, shape, seconds, jobs))
+            asyncio.run(run_together(mail, key, function, shape, seconds, jobs))
         return
     for id, packed in jobs:
         limit_cpu(seconds)
+        start = time.perf_counter()
         try:
             groups = unpacked_groups(packed)
             scores = calls.read(shape, groups, calls.bound(function, shape, groups)())
         except BaseException as error:  # noqa: BLE001 - also SystemExit: the process goes on with the next call
             reply(connection, {"id": id, "error": calls.reason(error)})
         else:
-            answer(connection, id, scores)
+            answer(connection, id, scores, time.perf_counter() - start)
 
 
-async def run_together(connection: socket.socket, function: Callable, shape: str, seconds: float, jobs: list) -> None:
-    async def one(id: int, packed: bytes) -> None:
+async def run_together(mail: Mail, key: str, function: Callable, shape: str, seconds: float, jobs: list) -> None:
+    """Answer the jobs, and those that messages for the same scorer bring meanwhile."""
+    connection, loop = mail.connection, asyncio.get_running_loop()
+    running: set[asyncio.Task] = set()
+    ended = asyncio.Event()
+
+    async def one(id: int, packed: bytes, seconds: float) -> None:
+        start = time.perf_counter()
         try:
             groups = unpacked_groups(packed)
             found = await asyncio.wait_for(contained(calls.bound(function, shape, groups)()), seconds)
             scores = calls.read(shape, groups, found)
         except TimeoutError as error:
-            reply(connection, {"id": id, "error": str(error)[:300] or f"no answer within {seconds:g} s"})
+            reply(connection, {"id": id, "error": calls.readable(str(error)) or f"no answer within {seconds:g} s"})
         except BaseException as error:  # noqa: BLE001 - also SystemExit: the process goes on with the next call
             reply(connection, {"id": id, "error": calls.reason(error)})
         else:
-            answer(connection, id, scores)
+            answer(connection, id, scores, time.perf_counter() - start)
 
-    asyncio.get_running_loop().set_default_executor(Unawaited())
-    await asyncio.gather(*(one(*job) for job in jobs))
+    def begin(jobs: list, seconds: float) -> None:
+        for id, packed in jobs:
+            task = loop.create_task(one(id, packed, seconds))
+            running.add(task)
+            task.add_done_callback(end)
+
+    def end(task: asyncio.Task) -> None:
+        running.discard(task)
+        if not running:
+            ended.set()
+
+    def more() -> None:
+        if not mail.read():
+            os._exit(0)  # nobody waits for an answer any more
+        while mail.messages:
+            verb, whose, *rest = marshal.loads(mail.messages[0])  # noqa: S302 - from the trainer
+            if (verb, whose) != ("run", key):  # the trainer has every answer, though the last task is not quite over
+                loop.remove_reader(connection)
+                return
+            mail.messages.popleft()
+            begin(rest[-1], rest[-2])
+
+    loop.set_default_executor(Unawaited())
+    begin(jobs, seconds)
+    loop.add_reader(connection, more)
+    try:
+        while running:
+            ended.clear()
+            await ended.wait()
+    finally:
+        loop.remove_reader(connection)
 
 
 class Unawaited(ThreadPoolExecutor):
@@ -144,7 +185,7 @@ def limit_cpu(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
 
 
-def answer(connection: socket.socket, id: int, scores: list) -> None:
+def answer(connection: socket.socket, id: int, scores: list, seconds: float) -> None:
     """Send the scores of one call, if they are plain data of a reasonable size."""
     try:
         texts = [json.dumps(calls.plain(score)) for score in scores]
@@ -155,7 +196,7 @@ def answer(connection: socket.socket, id: int, scores: list) -> None:
     except BaseException as error:  # noqa: BLE001 - evidence may hold any object
         reply(connection, {"id": id, "error": f"its Score is not plain data: {calls.reason(error)}"[:300]})
         return
-    send(connection, f'{{"id": {id}, "scores": [{", ".join(texts)}]}}'.encode())
+    send(connection, f'{{"id": {id}, "seconds": {seconds:.6f}, "scores": [{", ".join(texts)}]}}'.encode())
 
 
 def reply(connection: socket.socket, message: dict[str, Any]) -> None:

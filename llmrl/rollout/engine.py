@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from llmrl.types import Prompt, Rollout, Sampling
+
+# told of the prompts that have all their rollouts, by their place in the call
+Finished = Callable[[dict[int, list[Rollout]]], None]
 
 
 class Weights(Protocol):
@@ -17,8 +21,14 @@ class Weights(Protocol):
     model: Any  # the transformers (or peft) module
     path: str  # a folder or hub id with the model's config and tokenizer
 
+    def whole(self) -> AbstractContextManager:
+        """Inside, this process has every weight of `model`. Where weights are spread over processes, all have to enter."""
+
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight under its transformers name: adapters merged in, lm_head.weight there even when it is tied."""
+
+    def trained_names(self) -> set[str]:
+        """The names, of those of `named_weights`, whose weights training changes; the others never differ from before."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,12 @@ class Engine(Protocol):
     """Built as `EngineClass(context, **options)`. Rollouts carry the version of the weights that wrote them."""
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int, seeds: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        num_samples: int,
+        seeds: Sequence[int],
+        finished: Finished | None = None,
     ) -> list[list[Rollout]]:
         """`num_samples` rollouts of each prompt, in the order given.
 
@@ -47,6 +62,9 @@ class Engine(Protocol):
         the stop token that ended it, or `truncated` is True. `text` is left empty: the caller decodes. Under
         `sampling.per_token` they carry the temperature of each token and the entropy it was set by; engines that do not
         sample from logits leave both None.
+        finished: called while others are still being written, in the caller's thread, every few tokens: with the
+        prompts that were finished since, often none, so that the caller can do a little work of its own. An engine need
+        not tell of every prompt, nor of any.
         Raises RolloutError when the engine answers with something else than was asked for.
         """
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llmrl.data.render import render_completion
 from llmrl.data.steps import laid_on_written
-from llmrl.rollout.engine import Context, Weights
+from llmrl.rollout.engine import Context, Finished, Weights
 from llmrl.types import Completion, Prompt, Rollout, Sampling
 
 
@@ -19,7 +19,12 @@ class ReplayEngine:
         self.context = context
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int, seeds: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        num_samples: int,
+        seeds: Sequence[int],
+        finished: Finished | None = None,
     ) -> list[list[Rollout]]:
         """Every stored completion of each prompt, cut at `sampling.max_tokens`; num_samples and seeds are not used."""
         return [[self._replay(p, c, sampling.max_tokens) for c in p.completions] for p in prompts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmrl.rollout.engine import Context, Weights
+from llmrl.rollout.engine import Context, Finished, Weights
 from llmrl.types import Prompt, Rollout, Sampling
 
 
@@ -18,7 +18,12 @@ class ScriptedEngine:
         self.version = 0
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int, seeds: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        num_samples: int,
+        seeds: Sequence[int],
+        finished: Finished | None = None,
     ) -> list[list[Rollout]]:
         return [
             [self._answer(self.answers[i % len(self.answers)], sampling) for i in range(num_samples)] for _ in prompts

@@ -6,20 +6,23 @@ after the end.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
+from llmrl.clock import span
 from llmrl.errors import RolloutError
-from llmrl.policy.forward import LogitHead, base_model, expanded, padded
-from llmrl.rollout.engine import Context, Weights
+from llmrl.policy.decoding import CachedRows, Prefilled, SharedPrompts, can_share
+from llmrl.policy.forward import LogitHead, base_model
+from llmrl.rollout.draw import inverted, uniforms
+from llmrl.rollout.engine import Context, Finished, Weights
 from llmrl.types import Prompt, Rollout, Sampling
 
-COMPACT_BELOW = 0.85  # share of live rows under which copying the cache is cheaper than computing finished rows
+TOKENS_BETWEEN = 4  # after which the caller may look at its own work, though no answer has ended
+COMPACT_BELOW = 0.97  # share of live rows under which copying the cache is cheaper than computing finished rows
 
 
 class TransformersEngine:
@@ -29,9 +32,15 @@ class TransformersEngine:
         self.context = context
         self.max_rows = max_rows
         self.version = 0
+        self.shares: bool | None = None  # prompts with the rows that continue them; None until the first call
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, num_samples: int, seeds: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        num_samples: int,
+        seeds: Sequence[int],
+        finished: Finished | None = None,
     ) -> list[list[Rollout]]:
         for prompt in prompts:
             if not 0 < len(prompt.ids) <= self.context.max_prompt_tokens:
@@ -45,11 +54,15 @@ class TransformersEngine:
         model = self.context.policy.model
         was_training = model.training
         model.eval()  # in training mode, a model that checkpoints its activations gets no cache
-        for start in range(0, len(order), step):
-            chosen = order[start : start + step]
-            rows = self._decode([prompts[i].ids for i in chosen], sampling, num_samples, [seeds[i] for i in chosen])
-            for place, i in enumerate(chosen):
-                out[i] = rows[place * num_samples : (place + 1) * num_samples]
+        with self.context.policy.whole():  # each process decodes as many steps as its answers are long
+            for start in range(0, len(order), step):
+                chosen = order[start : start + step]
+                tell = finished and (lambda ended, chosen=chosen: finished({chosen[p]: rs for p, rs in ended.items()}))
+                decoded = self._decode(
+                    [prompts[i].ids for i in chosen], sampling, num_samples, [seeds[i] for i in chosen], tell
+                )
+                for place, i in enumerate(chosen):
+                    out[i] = decoded[place]
         model.train(was_training)
         return out
 
@@ -61,25 +74,27 @@ class TransformersEngine:
 
     @torch.no_grad()
     def _decode(
-        self, contexts: list[tuple[int, ...]], sampling: Sampling, num_samples: int, seeds: list[int]
-    ) -> list[Rollout]:
+        self,
+        contexts: list[tuple[int, ...]],
+        sampling: Sampling,
+        num_samples: int,
+        seeds: list[int],
+        finished: Finished | None,
+    ) -> dict[int, list[Rollout]]:
+        """The rollouts of each context."""
         base = base_model(self.context.policy.model)
         trunk, head = base.get_decoder(), LogitHead(base)
         device = next(trunk.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.context.precision == "bf16"):
-            ids, mask = padded(contexts, device, left=True)
-            prefilled = DynamicCache(config=trunk.config)
-            hidden = trunk(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                past_key_values=prefilled,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+            if self.shares is None:
+                longest = self.context.max_prompt_tokens + self.context.max_tokens
+                self.shares = can_share(self.context.policy.model, longest, self.context.precision)
+            with span("prefill"):
+                prefilled = Prefilled(trunk, contexts, device)
             owners = torch.arange(len(contexts), device=device).repeat_interleave(num_samples)
-            cache = expanded(prefilled, owners)
+            decoder = (SharedPrompts if self.shares else CachedRows)(trunk, prefilled, owners)
+            hidden = prefilled.hidden[owners]
             del prefilled
-            hidden, mask, positions = hidden[owners], mask[owners], mask.sum(1)[owners]
             noise = uniforms(seeds, num_samples, sampling.max_tokens).to(device)
             stops = torch.tensor(self.context.stop_ids, device=device)
             rows = torch.arange(len(owners), device=device)  # which rollout each live row of the batch is
@@ -87,62 +102,56 @@ class TransformersEngine:
             logprobs = torch.zeros(len(owners), sampling.max_tokens, device=device)
             done = torch.zeros(len(owners), dtype=torch.bool, device=device)
             tempered = torch.zeros(2, *logprobs.shape, device=device) if sampling.varies else None
+            going, before = set(range(len(contexts))), len(owners)
+            out: dict[int, list[Rollout]] = {}
+
+            def finish(places: Iterable[int]) -> dict[int, list[Rollout]]:
+                ended = {}
+                for place in places:
+                    own = slice(place * num_samples, (place + 1) * num_samples)
+                    ended[place] = self._rollouts(
+                        tokens[own], logprobs[own], None if tempered is None else tempered[:, own]
+                    )
+                out.update(ended)
+                return ended
+
             for t in range(sampling.max_tokens):
-                logits, live, temperatures = head(hidden).float(), ~done, None
-                if tempered is not None:
-                    temperatures, entropies = sampling.per_token(logits)
-                    tempered[:, rows[live], t] = torch.stack([temperatures, entropies])[:, live]
-                token, logprob = sample(logits, sampling, noise[rows, t], temperatures)
-                tokens[rows[live], t], logprobs[rows[live], t] = token[live], logprob[live]
-                done = done | torch.isin(token, stops)
-                alive = int((~done).sum())
+                with span("sample"):
+                    logits, live, temperatures = head(hidden).float(), ~done, None
+                    if tempered is not None:
+                        temperatures, entropies = sampling.per_token(logits)
+                        tempered[:, rows[live], t] = torch.stack([temperatures, entropies])[:, live]
+                    token, logprob = sample(logits, sampling, noise[rows, t], temperatures)
+                    tokens[rows[live], t], logprobs[rows[live], t] = token[live], logprob[live]
+                    done = done | torch.isin(token, stops)
+                    alive = int((~done).sum())
                 if alive == 0 or t + 1 == sampling.max_tokens:
                     break
+                if finished is not None and (alive < before or t % TOKENS_BETWEEN == 0):
+                    still = going if alive == before else set((rows[~done] // num_samples).tolist())
+                    finished(finish(going - still))
+                    going, before = still, alive
                 if alive < COMPACT_BELOW * len(rows):
                     keep = (~done).nonzero().squeeze(1)
-                    cache = expanded(cache, keep)
-                    rows, token, mask, positions, done = (
-                        rows[keep],
-                        token[keep],
-                        mask[keep],
-                        positions[keep],
-                        done[keep],
-                    )
-                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-                hidden = trunk(
-                    input_ids=token[:, None],
-                    attention_mask=mask,
-                    position_ids=positions[:, None],
-                    past_key_values=cache,
-                    use_cache=True,
-                ).last_hidden_state[:, -1]
-                positions = positions + 1
-        rollouts = self._rollouts(tokens.cpu(), logprobs.cpu())
-        if tempered is None:
-            return rollouts
-        return [
-            replace(r, temperatures=tuple(divisors[: len(r.ids)]), entropies=tuple(nats[: len(r.ids)]))
-            for r, divisors, nats in zip(rollouts, *tempered.tolist(), strict=True)
-        ]
-
-    def _rollouts(self, tokens: Tensor, logprobs: Tensor) -> list[Rollout]:
-        lengths = (tokens >= 0).sum(1).tolist()
-        out = []
-        for ids, numbers, length in zip(tokens.tolist(), logprobs.tolist(), lengths, strict=True):
-            truncated = ids[length - 1] not in self.context.stop_ids
-            out.append(Rollout(tuple(ids[:length]), "", tuple(numbers[:length]), truncated, self.version))
+                    decoder.keep(keep)
+                    rows, token, done = rows[keep], token[keep], done[keep]
+                with span("decode"):
+                    hidden = decoder.step(token)
+            finish(going)
         return out
 
-
-def uniforms(seeds: Sequence[int], num_samples: int, length: int) -> Tensor:
-    """[len(seeds)·num_samples, length] float64 in [0,1): row (p, i) depends on seeds[p] and i alone."""
-    rows = []
-    for seed in seeds:
-        for i in range(num_samples):
-            digest = hashlib.blake2b(f"{seed}/{i}".encode(), digest_size=8).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-            rows.append(torch.rand(length, generator=generator, dtype=torch.float64))
-    return torch.stack(rows)
+    def _rollouts(self, tokens: Tensor, logprobs: Tensor, tempered: Tensor | None) -> list[Rollout]:
+        out = []
+        for ids, numbers in zip(tokens.tolist(), logprobs.tolist(), strict=True):
+            length = ids.index(-1) if -1 in ids else len(ids)
+            truncated = ids[length - 1] not in self.context.stop_ids
+            out.append(Rollout(tuple(ids[:length]), "", tuple(numbers[:length]), truncated, self.version))
+        if tempered is None:
+            return out
+        return [
+            replace(r, temperatures=tuple(divisors[: len(r.ids)]), entropies=tuple(nats[: len(r.ids)]))
+            for r, divisors, nats in zip(out, *tempered.tolist(), strict=True)
+        ]
 
 
 def sample(
@@ -159,9 +168,7 @@ def sample(
     divisor = sampling.temperature if temperatures is None else temperatures[:, None]
     logits = truncations(sampling)(None, logits / divisor)
     log_distribution = logits.log_softmax(-1)
-    cumulative = log_distribution.exp().cumsum(-1, dtype=torch.float64)
-    token = torch.searchsorted(cumulative, (noise * cumulative[:, -1])[:, None], right=True).squeeze(-1)
-    token = token.clamp(max=logits.shape[-1] - 1)
+    token = inverted(log_distribution.exp(), noise)
     return token, log_distribution.gather(-1, token[:, None]).squeeze(-1)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llmrl.tracking.svg import Chart, Point, Series, Stage, lines, stacked, thin
-from llmrl.tracking.text import is_number
+from llmrl.tracking.text import LARGEST, is_number
 
 Row = dict[str, Any]
 
@@ -143,10 +143,11 @@ def _points(rows: Sequence[Row], key: str, stages: Sequence[Stage], curves: Curv
     points = []
     for row in rows:
         value = row.get(key)
-        if not is_number(value) or curves.kind == "logarithmic" and value <= 0:
+        if not is_number(value) or curves.kind == "logarithmic" and value < 1 / LARGEST:
             continue
         low, high = value, value
         if key.endswith("/accuracy"):
-            low, high = (row.get(f"{key.removesuffix('accuracy')}{side}", value) for side in ("low", "high"))
+            sides = (row.get(f"{key.removesuffix('accuracy')}{side}") for side in ("low", "high"))
+            low, high = (side if is_number(side) else value for side in sides)
         points.append(Point(index[row["stage"]], row["step"], value, low, high, row["step"]))
     return points if curves.kind == "measured" else thin(points, stages)

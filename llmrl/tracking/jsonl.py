@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from llmrl.durable import write
 from llmrl.errors import LlmrlError
+from llmrl.redaction import exact
 
 
 def plain(value: Any) -> Any:
@@ -41,13 +42,13 @@ def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             if file.read(1) != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(b"".join(json.dumps(plain(row)).encode() + b"\n" for row in rows))
+        file.write(b"".join(json.dumps(exact(plain(row))).encode() + b"\n" for row in rows))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Every whole row of the file, none if there is no file. A torn last line is passed over.
 
-    Raises LlmrlError for a line before the end that is not JSON.
+    Raises LlmrlError for a line before the end that is not a JSON object.
     """
     if not path.exists():
         return []
@@ -55,23 +56,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(whole, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            row = json.loads(line, parse_constant=lambda _: None)  # NaN and infinities, as in `plain`
+        except (ValueError, RecursionError) as error:
             raise LlmrlError(f"{path}: line {number} is not JSON ({error}). Remove that line and try again.") from error
+        if not isinstance(row, dict):
+            raise LlmrlError(f"{path}: line {number} is not a JSON object. Remove that line and try again.")
+        rows.append(row)
     return rows
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Replace the file by these rows; a reader sees the old file or the new one, never a part."""
-    write_text(path, "".join(json.dumps(plain(row)) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(exact(plain(row))) + "\n" for row in rows))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file by this text: temporary file, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Replace the file by this text, without this process's secrets, as `llmrl.durable.write` does."""
+    write(path, exact(text).encode("utf-8", "replace"))

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llmrl.redaction import exact, redact
 from llmrl.tracking.panel import SHOWN, Row, measurements
 from llmrl.tracking.text import duration, number, one_line, plain_text, sparkline
 
@@ -56,10 +57,10 @@ class Live:
             self.seconds, self.stepped = [*self.seconds[-19:], now - self.stepped], now
             self.history = {**self.history, **new}  # a new object: the drawing thread may be reading the old one
         self.row = row if new else {**self.row, **row}  # a measurement adds to the step that it came after
-        self.sample = sample or self.sample
+        self.sample = exact(sample) or self.sample
 
     def message(self, text: str) -> None:
-        self.live.console.print(Text(plain_text(text)))
+        self.live.console.print(Text(plain_text(redact(text))))
 
     def close(self) -> None:
         self.live.stop()

@@ -8,6 +8,8 @@ import json
 from html import escape
 from typing import Any
 
+from llmrl.tracking.text import plain_text
+
 STYLE = """
 :root{color-scheme:light dark;--bg:#f4f5f7;--card:#fff;--ink:#15191e;--soft:#5a6470;--rule:#e2e6ea;--faint:#f4f6f8;
 --good:#00795a;--bad:#b8480b;--before:#8a95a1;--c0:#0072b2;--c1:#d55e00;--c2:#009e73;--c3:#b0578d;--c4:#c98a00;
@@ -143,11 +145,12 @@ document.querySelectorAll("pre[data-copy]").forEach(pre => {
 def page(title: str, body: str, charts: list[dict[str, Any]]) -> str:
     """The whole document. `body` is HTML; `charts` is what the script shows under the pointer.
 
-    Only this script may run and nothing may be loaded, whatever text of a model should get past the escaping.
+    Only this script may run and nothing may be loaded, whatever text of a model should get past the escaping. Control
+    characters and direction marks, of a chart's names too, are taken out.
     """
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; base-uri 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return (
+    return plain_text(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

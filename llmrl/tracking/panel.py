@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TextIO
 
+from llmrl.redaction import redact
 from llmrl.tracking.text import number, percent, plain_text
 
 Row = dict[str, Any]
@@ -93,7 +94,7 @@ class Plain:
         self.printed = time.monotonic()
         encoding = self.stream.encoding or "utf-8"
         try:
-            print(plain_text(text).encode(encoding, "replace").decode(encoding), file=self.stream, flush=True)
+            print(plain_text(redact(text)).encode(encoding, "replace").decode(encoding), file=self.stream, flush=True)
         except OSError:
             pass  # the terminal or pipe is gone; the run goes on
 

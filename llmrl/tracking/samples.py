@@ -93,7 +93,7 @@ def _first_answers(records: Sequence[Record]) -> dict[str, Record]:
     found: dict[str, Record] = {}
     for record in records:
         if record.get("correct") is not None:
-            found.setdefault(record["prompt_id"], record | {"correct": bool(record["correct"])})
+            found.setdefault(record.get("prompt_id", ""), record | {"correct": bool(record["correct"])})
     return found
 
 

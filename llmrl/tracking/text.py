@@ -10,7 +10,8 @@ ESCAPES = re.compile(
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor moves
     r"|\x1b[ -/]*[0-~]?"  # every other escape
 )
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+LARGEST = 1e100
 BLOCKS = "▁▂▃▄▅▆▇"  # a full block would run into the line above
 
 
@@ -32,8 +33,8 @@ def one_line(text: str, width: int) -> str:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether the value of a record is a number: not None, not a flag."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether the value of a record is a number that can be drawn: not None, not a flag, not beyond LARGEST."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def number(value: float) -> str:

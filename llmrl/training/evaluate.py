@@ -11,7 +11,8 @@ from llmrl import catalog, completions, results
 from llmrl.config import Evaluation, Model, Named, Section
 from llmrl.errors import LlmrlError, RecipeError, nearest
 from llmrl.evaluation import generate
-from llmrl.policy.model import Policy, load_policy
+from llmrl.policy.load import load_policy
+from llmrl.policy.model import Policy
 from llmrl.pool import Pool
 from llmrl.problems import validated
 from llmrl.recipe import Recipe, resolve

@@ -30,6 +30,7 @@ class Settings:
     max_length: int  # longest answer allowed; the constant of the fixed_length reduction
     max_grad_norm: float
     max_logprob_gap: float
+    max_skipped: int = 3  # optimizer steps in a row without a finite gradient that stop the run
 
 
 @dataclass(frozen=True)

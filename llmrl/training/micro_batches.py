@@ -12,11 +12,11 @@ def split(
     budget: int,
     shared: bool,
 ) -> list[list[int]]:
-    """Rows of each micro-batch: at most `budget` tokens forwarded in each, padding counted; a larger unit stands alone.
+    """Rows of each micro-batch: at most `budget` tokens forwarded in each; a larger unit stands alone.
 
     units: rows that must stay together (one row, or the two of a pair). contexts: token ids a row; responses: token
-    counts a row. shared: whether a context that rows share is forwarded once; rows of one context are then neighbours,
-    else rows of like length.
+    counts a row. shared: a context that rows share is forwarded once, and nothing is padded; rows of one context are then
+    neighbours. Else rows of like length are, and their padding counts.
     """
     places: dict[tuple[int, ...], int] = {}
     context_of = [places.setdefault(tuple(c), len(places)) for c in contexts]
@@ -25,23 +25,21 @@ def split(
         return context_of[unit[0]] if shared else max(len(contexts[i]) + responses[i] for i in unit)
 
     out: list[list[int]] = []
-    seen: set[int] = set()
-    longest = total = 0
+    seen: set[int] = set()  # contexts of the last micro-batch
+    total = longest = 0  # tokens in it, and of its longest row
     for unit in sorted(units, key=order):
-        here = {context_of[i] for i in unit}
+        here = {context_of[i]: len(contexts[i]) for i in unit}
+        own = sum(responses[i] for i in unit)
+        widest = max(longest, *(len(contexts[i]) + responses[i] for i in unit))
         if shared:
-            widest = max(longest, *(len(contexts[i]) for i in unit))
-            length = total + sum(responses[i] for i in unit)
-            cost = len(seen | here) * widest + length
+            cost = total + own + sum(length for context, length in here.items() if context not in seen)
         else:
-            widest = max(longest, *(len(contexts[i]) + responses[i] for i in unit))
-            length = 0
-            cost = (len(out[-1]) if out else 0) * widest + len(unit) * widest
+            cost = (len(out[-1] if out else ()) + len(unit)) * widest
         if out and cost <= budget:
             out[-1].extend(unit)
-            seen, longest, total = seen | here, widest, length
+            seen, total, longest = seen | here.keys(), cost, widest
         else:
             out.append(list(unit))
-            seen, total = here, sum(responses[i] for i in unit)
-            longest = max(len(contexts[i]) + (0 if shared else responses[i]) for i in unit)
+            seen, total = set(here), own + sum(here.values())
+            longest = max(len(contexts[i]) + responses[i] for i in unit)
     return out

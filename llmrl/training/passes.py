@@ -11,6 +11,7 @@ from torch import Tensor
 from llmrl.batch import Batch
 from llmrl.policy.forward import ACTION_VALUES, Rows, StoredStates
 from llmrl.policy.model import Policy
+from llmrl.training.memory import out_of_memory
 from llmrl.training.micro_batches import split
 
 
@@ -46,7 +47,8 @@ def run_pass(
     """{'logprobs', 'entropy'?, 'values'?, and for action_values ACTION_VALUES} of every row, [B,T] on the CPU.
 
     Without gradient. reference: with the adapters off. keep_as: store the hidden states in the batch under that name, for
-    divergences over the vocabulary. Rows go through in micro-batches of at most `budget` tokens.
+    divergences over the vocabulary. Rows go through in micro-batches of at most `budget` tokens, of fewer where memory does
+    not suffice.
     """
     width = batch.arrays["loss_mask"].shape[1]
     names = ["logprobs", *(["entropy"] if entropy else []), *(["values"] if values else [])]
@@ -57,14 +59,25 @@ def run_pass(
     states: list[Tensor] = [torch.zeros(0)] * len(batch)
     masks = rows_of(batch, range(len(batch)), under).masks
     with policy.reference() if reference else contextlib.nullcontext():
-        for rows in split([[i] for i in range(len(batch))], contexts, lengths, budget, policy.shared):
+        waiting = split([[i] for i in range(len(batch))], contexts, lengths, budget, policy.shared)
+        idle = policy.sharding.most(len(waiting)) - len(waiting)
+        while waiting:
+            rows = waiting.pop(0)
             seen = rows_of(batch, rows, under)
             asked = {"entropy": entropy, "values": values, "action_values": action_values}
-            got = policy.statistics(seen, width, states=keep_as is not None, **asked)
+            try:
+                got = policy.statistics(seen, width, states=keep_as is not None, **asked)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or len(rows) == 1 or policy.sharding.spread:
+                    raise
+                waiting[:0] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+                continue
             for i, mine in zip(rows, seen.by_row(got.pop("states").cpu()) if keep_as else [], strict=False):
                 states[i] = mine
             for name, array in got.items():
                 out[name][rows] = array.float().cpu()
+        for _ in range(idle):
+            policy.idle()
         if keep_as is not None:
             batch.stored[keep_as] = StoredStates(states, masks, policy.head())
     return out

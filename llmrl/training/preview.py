@@ -14,13 +14,15 @@ from llmrl.combinations import cautions
 from llmrl.composition import build_stage
 from llmrl.config import Model
 from llmrl.data.prompts import load
-from llmrl.errors import ModelError
+from llmrl.data.tokenizer import load_tokenizer
+from llmrl.errors import LlmrlError, ModelError
 from llmrl.options import check_options
 from llmrl.plan import passes
-from llmrl.policy.model import make, pinned
+from llmrl.policy.load import make, pinned, unloadable
+from llmrl.policy.memory import activation_bytes, recomputes
 from llmrl.pool import Pool
 from llmrl.recipe import Recipe, StageConfig
-from llmrl.run import demand, replays
+from llmrl.run import demand, most_tokens, replays
 from llmrl.scoring import make_scorers, score
 from llmrl.tracking.text import one_line
 from llmrl.types import Group, Rollout
@@ -57,17 +59,14 @@ def preview(recipe: Recipe) -> str:
 
 def description(source: str) -> tuple[Any, Any]:
     """(tokenizer, configuration) of a model, without its weights."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False), AutoConfig.from_pretrained(
-            source, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model.path: {source!r} could not be read: {str(error).splitlines()[0]} Expected a folder with "
-            "config.json and tokenizer, or a hub id that can be reached."
-        ) from error
+        return load_tokenizer(source), AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except LlmrlError:
+        raise
+    except Exception as error:  # a damaged folder makes transformers raise anything
+        raise unloadable(source, error) from error
 
 
 def data_lines(stage: StageConfig, algorithm: Algorithm, tokenizer: Any, seed: int) -> list[str]:
@@ -101,22 +100,19 @@ def memory(config: Any, model: Model, stage: StageConfig, reference: bool, value
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(config)
-    text = config.get_text_config()
+        whole = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parameters = sum(p.numel() for p in whole.parameters())
     trained = parameters
     if model.lora is not None:
         linear = [m for m in whole.modules() if isinstance(m, torch.nn.Linear)]
         trained = sum(model.lora.rank * (m.in_features + m.out_features) for m in linear)
-    tokens, width = stage.training.tokens_per_micro_batch, 2 if model.precision == "bf16" else 4
-    inner = getattr(text, "intermediate_size", 4 * text.hidden_size)
-    kept = text.hidden_size if model.gradient_checkpointing else 10 * text.hidden_size + 3 * inner
-    activations = tokens * text.num_hidden_layers * kept * width
+    tokens = most_tokens(stage)
+    recomputed = recomputes(whole, model, tokens)
     parts = {
         "weights": 4 * parameters,
         "gradients and optimizer": 12 * trained,
         "reference": 4 * parameters * reference,
-        "activations": activations,
+        "activations" + " (computed again)" * recomputed: activation_bytes(config, tokens, model.precision, recomputed),
     }
     listed = " + ".join(f"{name} {size(number)}" for name, number in parts.items() if number)
     head = ", and a value head" if values else ""

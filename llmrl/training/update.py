@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from llmrl import catalog
 from llmrl.algorithm import Algorithm, Extra
 from llmrl.batch import VOCABULARY, Batch, sources
+from llmrl.clock import span
 from llmrl.errors import TrainingError
+from llmrl.faults import reach
 from llmrl.policy.model import Policy
+from llmrl.policy.sharding import full
 from llmrl.training import monitors
 from llmrl.training.credit import on_all_ranks
 from llmrl.training.losses import Counts, Job, Settings, active, countable, maxima, means, pairs_among
+from llmrl.training.memory import out_of_memory
 from llmrl.training.passes import run_pass
 from llmrl.training.ranks import Ranks
 from llmrl.updates.epochs import Epochs
@@ -41,6 +45,43 @@ class Updater:
     ):
         self.policy, self.optimizer, self.ranks, self.settings = policy, optimizer, ranks, settings
         self.sampler = sampler or policy
+        self.asked = settings.tokens_per_micro_batch
+        self.skipped = 0  # steps in a row whose gradient was not finite
+        self.split = 0  # micro-batches that did not fit into memory
+
+    def kept(self) -> dict[str, Any]:
+        """What a resumed run has to know to make the same numbers, plain data."""
+        return {"skipped": self.skipped, "asked": self.asked, "budget": self.settings.tokens_per_micro_batch}
+
+    def restore(self, kept: dict[str, Any] | None) -> None:
+        """Put back what `kept` gave; None: from a checkpoint that had nothing of it."""
+        if kept is not None:
+            self.skipped = kept["skipped"]
+            if kept["asked"] == self.asked:  # else the user has chosen anew
+                self.settings = replace(self.settings, tokens_per_micro_batch=kept["budget"])
+
+    def skip(self, norm: float) -> None:
+        """Note a step whose gradient is not finite. TrainingError when it is one too many."""
+        self.skipped += 1
+        if self.skipped >= self.settings.max_skipped:
+            raise TrainingError(
+                f"the gradient's norm is {norm}, for the {self.skipped}. step of the optimizer in a row; expected a finite "
+                "number. The weights are those before it. Lower training.learning_rate, or look at the last rollouts of the "
+                "run for a score out of range; training.max_skipped says how many such steps are passed over."
+            )
+
+    def shrink(self, job: Job, chosen: list[int]) -> None:
+        """Have smaller micro-batches from now on than these rows, which did not fit. TrainingError where there are none."""
+        samples = job.batch.samples
+        tokens = sum(len(samples[i].training) + len(samples[i].response) for i in chosen)
+        budget = min(self.settings.tokens_per_micro_batch, tokens) // 2
+        self.settings = replace(self.settings, tokens_per_micro_batch=max(budget, 1))
+        self.split += 1
+        if chosen in job.micro_batches(job.active()):
+            raise TrainingError(
+                f"{len(chosen)} rows of together {tokens:,} tokens do not fit into memory and cannot be split further. Set "
+                "model.gradient_checkpointing=true, lower rollout.max_tokens, or train adapters (model.lora)."
+            )
 
     def update(
         self,
@@ -70,7 +111,7 @@ class Updater:
     def measure(self, batch: Batch, algorithm: Algorithm, states: dict[str, Any] | None = None) -> dict[str, float]:
         """Means of the objective and of its statistics over this rank's batch, by metric name; no step is made.
 
-        Other ranks take no part, so that one of them can measure alone.
+        Other ranks take no part, so that one of them can measure alone: where weights are spread, inside `Policy.whole`.
         """
         averages = monitors.Averages()
         states = {key: part.init() for key, part in algorithm.remembering().items()} | (states or {})
@@ -110,6 +151,7 @@ class Problem:
         self.parameters: list[nn.Parameter] = [p for _, p in updater.policy.trainable() if id(p) in held]
         self.groups = updater.ranks.gather_arrays({"group_ids": batch.arrays["group_ids"]})[0]["group_ids"]
         self.averages, self.norms, self.measured, self.last = monitors.Averages(), [], 0, {}
+        self.skipped, self.split_before = 0, updater.split
 
     def minibatches(self, epoch: int) -> list[MiniBatch]:
         """The mini-batches of an epoch: whole prompts together, in an order that depends on the seed alone."""
@@ -132,7 +174,7 @@ class Problem:
         return chosen.nonzero().squeeze(1).tolist()
 
     def gradient(self, mini: MiniBatch, only: Collection[str] | None = None) -> dict[str, float]:
-        """Add the gradient of the mini-batch's loss, over all ranks, to every parameter's `grad`.
+        """Put the gradient of the mini-batch's loss, over all ranks, into every parameter's `grad`, which holds none yet.
 
         only: names of the loss parts that count, extras left out. Returns means over all ranks by name of the statistic,
         '<statistic>/max' maxima, 'loss' and 'rows'.
@@ -142,14 +184,13 @@ class Problem:
         if first:
             self._watch(mini, averages)
         jobs = self._jobs(mini, only)
-        plan = [(job, chosen) for job in jobs for chosen in job.micro_batches(job.active())]
         averages.add("update/rows", torch.tensor([len(jobs[0].active())]))
         self.measured += only is None
-        if self.ranks.maximum(len(plan)):
-            for place, (job, chosen) in enumerate(plan or [(jobs[0], [])]):
-                with self._synchronised(last=place + 1 >= len(plan)):
-                    loss = job.loss(chosen, averages, first and not self.algorithm.perturb) if chosen else job.nothing()
-                    self.ranks.accelerator.backward(loss * self.ranks.size)
+        if self.ranks.maximum(sum(len(job.active()) for job in jobs)):
+            while (seen := self._backward(jobs, first and not self.algorithm.perturb)) is None:
+                self.zero()
+            averages.merge(seen)
+        reach("differentiated")
         self._check_gap(averages)
         self.last = self._told(averages, keep=only is None)  # the log is of the whole loss
         return self.last
@@ -161,25 +202,33 @@ class Problem:
         averages = monitors.Averages()
         jobs = self._jobs(mini, only)
         averages.add("update/rows", torch.tensor([len(jobs[0].active())]))
-        for job in jobs:
-            for chosen in job.micro_batches(job.active()):
+        for job, chosen in self._plan(jobs):
+            if chosen:
                 job.loss(chosen, averages)
+            else:
+                self.updater.policy.idle()
         return self._told(averages, keep=False)
 
     def step(self) -> float:
-        """Clip the gradient, make the optimizer's step, let the loss parts observe it; the gradient's norm."""
+        """Clip the gradient, make the optimizer's step, let the loss parts observe it; the gradient's norm.
+
+        Where that is not finite nothing changes. TrainingError when too many steps in a row are skipped so.
+        """
         for p in self.parameters:
             if p.grad is None:  # nothing was forwarded: an exact zero, so that the optimizer's moments still decay
                 p.grad = torch.zeros_like(p)
-        norm = float(self.ranks.accelerator.clip_grad_norm_(self.parameters, self.updater.settings.max_grad_norm))
+        norm = float(full(nn.utils.clip_grad_norm_(self.parameters, self.updater.settings.max_grad_norm)))
         if not norm < float("inf"):
-            raise TrainingError(
-                f"the gradient's norm is {norm}; expected a finite number. Lower training.learning_rate, or "
-                "look at the last rollouts of the run for a score out of range."
-            )
-        self.updater.optimizer.step()
+            self.zero()
+            self.skipped += 1
+            self.updater.skip(norm)
+            return norm
+        self.updater.skipped = 0
+        with span("optimizer"):
+            self.updater.optimizer.step()
         self.zero()
         self.norms.append(norm)
+        reach("stepped")
         for key, part in self.algorithm.remembering().items():
             if hasattr(part, "observe"):
                 self.states[key] = part.observe(self.states[key], self.last)
@@ -194,6 +243,8 @@ class Problem:
         updates = max(self.measured, 1)  # none when no rank has a row
         facts = {"gradient/norm": sum(self.norms) / max(len(self.norms), 1), "update/steps": len(self.norms)}
         out = means(self.ranks.sums(self.averages.sums), self.ranks.sums(self.averages.counts), updates)
+        troubles = {"update/skipped": self.skipped, "update/split": self.updater.split - self.split_before}
+        facts |= {name: count for name, count in troubles.items() if count}
         return {"update/rows": 0.0} | out | maxima(self.ranks, self.averages.maxima) | facts
 
     def _told(self, averages: monitors.Averages, keep: bool = True) -> dict[str, float]:
@@ -251,9 +302,12 @@ class Problem:
         sampled = "rollout_logprobs" in batch.arrays  # absent on a rank without rows, so every rank asks the others
         forwarded = [mini.batch.samples[i] for i in active(mini.batch, range(len(mini.batch)), self.algorithm)]
         measured = sum(own and s.training == s.sampled for s in forwarded) if sampled else 0
-        if not self.ranks.sums({"measured": measured})["measured"] and sampled:
-            some = batch.take((others or list(range(len(batch))))[:MONITORED_ROWS])
-            got = run_pass(updater.sampler, some, updater.settings.tokens_per_micro_batch, under="sampled")
+        known = self.ranks.sums({"measured": measured, "sampled": sampled})
+        if known["measured"] or not known["sampled"]:
+            return
+        some = batch.take((others or list(range(len(batch))))[:MONITORED_ROWS])
+        got = run_pass(updater.sampler, some, updater.settings.tokens_per_micro_batch, under="sampled")
+        if sampled:
             monitors.gap(averages, got["logprobs"], some.arrays["rollout_logprobs"], some.arrays["loss_mask"])
 
     def _check_gap(self, averages: monitors.Averages) -> None:
@@ -266,6 +320,32 @@ class Problem:
                 f"at most {self.updater.settings.max_logprob_gap:g} is allowed (training.max_logprob_gap). The engine does not "
                 "hold these weights, or samples with other settings than it was told: see docs/monitors.md, logprob_gap."
             )
+
+    def _backward(self, jobs: list[Job], measure_gap: bool) -> monitors.Averages | None:
+        """Add up the gradient, a micro-batch at a time. None when one did not fit: what is there then is no gradient, and
+        the next ones are smaller."""
+        averages = monitors.Averages()
+        plan = self._plan(jobs) or [(jobs[0], [])]
+        for place, (job, chosen) in enumerate(plan):
+            last = place + 1 >= len(plan)
+            try:
+                with self._synchronised(last):
+                    with span("forward"):
+                        loss = job.loss(chosen, averages, measure_gap) if chosen else job.nothing()
+                    with span("backward"):
+                        self.ranks.accelerator.backward(loss * self.ranks.size)
+            except (RuntimeError, MemoryError) as error:
+                waits = last or self.updater.policy.sharding.spread  # for others, which are in the sum of gradients
+                if not out_of_memory(error) or (waits and self.ranks.size > 1):
+                    raise
+                self.updater.shrink(job, chosen)
+                return None
+        return averages
+
+    def _plan(self, jobs: list[Job]) -> list[tuple[Job, list[int]]]:
+        """Each job with its micro-batches, empty ones behind where other ranks have more and wait for this one."""
+        plan = [(job, chosen) for job in jobs for chosen in job.micro_batches(job.active())]
+        return plan + [(jobs[0], [])] * (self.updater.policy.sharding.most(len(plan)) - len(plan))
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if last else self.ranks.accelerator.no_sync(self.updater.policy.wrapped)

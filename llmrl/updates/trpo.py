@@ -65,6 +65,8 @@ class Trpo:
     line search looks at the surrogate and the KL alone; a tenth of the promise is asked for as in the authors' code.
     """
 
+    whole = True  # it works on one vector of all parameters
+
     def __init__(self, *, max_kl: float = 0.01, damping: float = 0.1, iterations: int = 10):
         self.max_kl, self.damping, self.iterations = max_kl, damping, iterations
 

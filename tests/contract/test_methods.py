@@ -22,6 +22,7 @@ from llmrl.training.update import Settings, Updater
 
 SINGLE, SOME = 1, 45  # tokens a micro-batch: one row (or pair) each; a few rows together
 AMPLIFIES_ROUNDING = {  # method -> tolerance
+    "taypo": 6e-6,  # its second order multiplies small differences of ratios
     "hapo": 3e-5,  # entropies of a few tokens are divided by how far the nearest two are apart
     "vespo": 3e-5,  # the weight is an exponential of a whole answer's log-ratio
 }

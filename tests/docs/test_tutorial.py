@@ -105,5 +105,5 @@ def test_the_monitors_page_has_every_metric_in_the_source():
         p for p in (ROOT / "llmrl").rglob("*.py") if p.parent.name not in ("tracking", "data") and p.name != "cli.py"
     )
     source = [p.read_text() for p in files]
-    written = {re.sub("{.*?}", "*", name) for text in source for name in METRIC.findall(text)}
+    written = {re.sub("{.*?}", "*", name) for text in source for name in METRIC.findall(text)} - {"application/json"}
     assert len(written) > 25 and written <= listed

@@ -31,11 +31,11 @@ def only_here(prompt, rollout) -> Score:
 
 
 def two_processes(recipe: Path, *overrides: str) -> str:
-    """What `llmrl train <recipe> --num-processes 2` printed. Fails when it does not end well, or in two minutes."""
+    """What `llmrl train <recipe> --num-processes 2` printed. Fails when it does not end well, or in ten minutes."""
     command = [sys.executable, "-m", "llmrl.cli", "train", str(recipe), "--num-processes", "2", *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
-        ["timeout", "120", *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["timeout", "600", *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout

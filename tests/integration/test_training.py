@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from llmrl import train
 from llmrl.errors import LlmrlError, RecipeError, ScoringError
 from llmrl.policy.forward import base_model
 from llmrl.recipe import RECIPES
-from llmrl.training import session
+from llmrl.training.places import Lock
 from llmrl.types import Score
 
 LORA = {"model": {"lora": {"rank": 4}}}
@@ -152,7 +153,7 @@ def test_the_export_loads_without_llmrl_and_gives_the_same_logits(twice):
     model = loader.from_pretrained(result.folder / "final", dtype=torch.float32).eval()
     ids = AutoTokenizer.from_pretrained(result.folder / "final")("7+12=", return_tensors="pt").input_ids
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, policy.model(ids).logits)
+        torch.testing.assert_close(model(ids).logits, policy.model(ids).logits, rtol=1e-5, atol=1e-5)
         made = AutoModelForCausalLM.from_pretrained(result.folder / "made", dtype=torch.float32).eval()
         assert not torch.allclose(model(ids).logits, made(ids).logits, atol=1e-3)  # it has learnt something
 
@@ -319,8 +320,8 @@ def test_rejected_answers_are_never_trained_on_as_demonstrations(tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
-    held = session.locked(tmp_path)
-    with pytest.raises(LlmrlError, match="in use"):
-        session.locked(tmp_path)
+    held = Lock(tmp_path)
+    with pytest.raises(LlmrlError, match=f"in use by process {os.getpid()} on {socket.gethostname()}"):
+        Lock(tmp_path)
     held.close()
-    session.locked(tmp_path).close()
+    Lock(tmp_path).close()

@@ -1,5 +1,6 @@
 """The real vLLM against transformers on a tiny Qwen3: same tokens, same weights, same numbers."""
 
+import contextlib
 import copy
 import json
 import math
@@ -15,8 +16,13 @@ import torch.distributed as dist
 pytest.importorskip("vllm")
 
 from llmrl.errors import RolloutError
+from llmrl.policy.forward import PolicyModule
+from llmrl.policy.model import Policy as TrainedPolicy
+from llmrl.rollout import vllm as vllm_module
 from llmrl.rollout.engine import Context
-from llmrl.rollout.vllm import VllmEngine, _caller_state, _rollout
+from llmrl.rollout.transformers import TransformersEngine
+from llmrl.rollout.vllm import VllmEngine, _rollout
+from llmrl.rollout.vllm_process import caller_state
 from llmrl.types import Prompt, Sampling
 
 pytestmark = pytest.mark.vllm
@@ -33,9 +39,13 @@ class Policy:
 
     def __init__(self, model, path, weights=None):
         self.model, self.path, self.weights = model, path, weights or (lambda: model.state_dict())
+        self.whole = contextlib.nullcontext
 
     def named_weights(self):
         yield from self.weights().items()
+
+    def trained_names(self):
+        return set(self.weights())
 
 
 def model_folder(folder, tied):
@@ -200,6 +210,68 @@ def test_exactly_the_stop_tokens_end_an_answer(fresh):
         assert not rollout.truncated or len(rollout.ids) == 32
 
 
+@pytest.mark.parametrize("limits", [{}, {"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.8}, {"temperature": 0.0}])
+def test_answers_are_those_of_the_transformers_engine(fresh, limits):
+    engine, _ = fresh
+    other = TransformersEngine(engine.context)
+    found, expected = (e.generate([PROMPT, LONG], Sampling(24, **limits), 6, [3, 3]) for e in (engine, other))
+    assert [[r.ids for r in rs] for rs in found] == [[r.ids for r in rs] for rs in expected]
+
+
+def test_more_prompts_than_vllm_reads_at_once(fresh):
+    engine, policy = fresh
+    room = engine.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    prompts = [Prompt(str(i), ids=(20 + i, *LONG.ids[:-1])) for i in range(2 * room // 300)]
+    rows = engine.generate(prompts, Sampling(4), 1, range(len(prompts)))
+    alone = engine.generate(prompts[-1:], Sampling(4), 1, [len(prompts) - 1])
+    assert rows[-1][0].ids == alone[0][0].ids
+    assert max(gap(policy.model, prompt, row) for prompt, row in zip(prompts, rows, strict=True)) < 1e-4
+
+
+def test_a_group_is_one_request_and_its_prompt_is_read_once(fresh, monkeypatch):
+    engine, _ = fresh
+    llm_engine, requests, samples, tokens = engine.llm.llm_engine, [], [], []
+    add, add_sample, core = llm_engine.add_request, llm_engine.engine_core.add_request, llm_engine.engine_core
+    scheduler = core.engine_core.scheduler
+    schedule = scheduler.schedule
+
+    def scheduled(*args):
+        step = schedule(*args)
+        tokens.append(step.total_num_scheduled_tokens)
+        return step
+
+    monkeypatch.setattr(llm_engine, "add_request", lambda *a, **k: requests.append(a[2].n) or add(*a, **k))
+    monkeypatch.setattr(core, "add_request", lambda request: samples.append(request) or add_sample(request))
+    monkeypatch.setattr(scheduler, "schedule", scheduled)
+    engine.generate([LONG, PROMPT], FREE, 8, [1, 2])
+    # vLLM makes a group's samples out of its one request; they share the two full blocks of 128 tokens of the long prompt
+    assert requests == [8, 8] and len(samples) == 16
+    assert tokens[0] == 300 + 7 * (300 - 256) + 8 * 4
+
+
+def test_no_prompts_no_answers(fresh):
+    assert fresh[0].generate([], FREE, 4, []) == []
+
+
+def test_groups_are_told_of_as_they_end(fresh):
+    engine, _ = fresh
+    prompts, told = [PROMPT, LONG, Prompt("third", ids=(30, 31))], []
+    rows = engine.generate(prompts, Sampling(32), 2, [1, 2, 3], told.append)
+    assert len(told) > 1 and sum(map(len, told)) == 3
+    assert {place: row for ended in told for place, row in ended.items()} == dict(enumerate(rows))
+    drawn = torch.get_rng_state()
+    engine.generate(prompts, FREE, 2, [1, 2, 3], lambda ended: torch.rand(1))
+    assert not torch.equal(drawn, torch.get_rng_state())  # the caller's work is done under its own generators
+
+    def refuse(ended):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        engine.generate(prompts, FREE, 2, [1, 2, 3], refuse)
+    again = engine.generate(prompts, Sampling(32), 2, [1, 2, 3])
+    assert [[r.ids for r in rs] for rs in again] == [[r.ids for r in rs] for rs in rows]
+
+
 def test_greedy_is_transformers_greedy(fresh):
     engine, policy = fresh
     rollout = engine.generate([PROMPT], Sampling(max_tokens=24, temperature=0.0), 1, [0])[0][0]
@@ -233,6 +305,59 @@ def test_adapters_arrive_merged_and_are_missed_when_they_do_not(fresh):
         engine.sync(Policy(adapted, policy.path, base.state_dict), 3)
 
 
+@pytest.mark.parametrize("target", ["q_proj", "down_proj", "all-linear"])
+def test_only_what_adapters_change_is_handed_over_again(fresh, monkeypatch, target):
+    from peft import LoraConfig, get_peft_model
+
+    engine, policy = fresh
+    base = copy.deepcopy(policy.model)
+    lora = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear" if target == "all-linear" else [target])
+    adapted = TrainedPolicy(PolicyModule(get_peft_model(base, lora)), None, policy.path)
+    handed: list[str] = []
+
+    def load(worker, weights):
+        kept = list(weights)
+        handed[:] = [name for name, _ in kept]
+        return load_in_place(worker, kept)
+
+    load_in_place = vllm_module.load_in_place
+    monkeypatch.setattr(vllm_module, "load_in_place", load)
+    engine.sync(adapted, 2)
+    assert set(handed) == {name for name, _ in adapted.named_weights()}
+    for version in (3, 4):
+        change(adapted.model, "lora_B", size=0.2)
+        engine.sync(adapted, version)
+        blocks = {"q_proj": ["self_attn"], "down_proj": ["mlp"], "all-linear": ["self_attn", "mlp"]}[target]
+        assert set(handed) == {n for n, _ in adapted.named_weights() if any(block in n for block in blocks)}
+        assert gap(adapted.model, PROMPT, engine.generate([PROMPT], FREE, 2, [1])[0]) < 1e-4
+    engine.sync(policy, 5)
+    assert set(handed) == set(policy.model.state_dict())  # another policy: everything
+    if target == "q_proj":  # half of a fused matrix does not do
+        engine.sync(adapted, 6)
+        monkeypatch.setattr(vllm_module, "_block", lambda name: name)
+        with pytest.raises(RolloutError, match="away from the policy's"):
+            engine.sync(adapted, 7)
+
+
+def test_a_sync_that_failed_is_followed_by_a_whole_one(fresh):
+    engine, policy = fresh
+    change(policy.model, "")
+    right = policy.weights
+    policy.weights = lambda: {k: v for k, v in right().items() if k != "lm_head.weight"}
+    with pytest.raises(RolloutError, match="lm_head.weight too"):
+        engine.sync(policy, 2)
+    assert engine.loaded is None
+    policy.weights = right
+    engine.sync(policy, 3)
+    assert engine.loaded is policy
+
+
+def test_names_of_what_is_trained(fresh):
+    _, policy = fresh
+    whole = TrainedPolicy(PolicyModule(copy.deepcopy(policy.model)), None, policy.path)
+    assert whole.trained_names() == {name for name, _ in whole.named_weights()}
+
+
 def test_a_missing_weight_is_noticed(fresh):
     engine, policy = fresh
     change(policy.model, "")
@@ -255,7 +380,7 @@ def test_trainers_generators_and_threads_are_untouched(fresh):
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     engine.generate([PROMPT], FREE, 2, [1])
     assert torch.equal(state, torch.get_rng_state()) and torch.get_num_threads() == threads
-    with pytest.raises(KeyError), _caller_state():
+    with pytest.raises(KeyError), caller_state():
         torch.set_num_threads, kept = None, torch.set_num_threads
         torch.rand(1)
         raise KeyError
@@ -336,7 +461,7 @@ print("rank", rank, "fine")
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
 def test_two_ranks(tmp_path, tensor_parallel):
     (tmp_path / "ranks.py").write_text(TWO_RANKS)
-    command = ["timeout", "120", sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = ["timeout", "900", sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*command, str(tmp_path / "ranks.py"), str(tmp_path), str(tensor_parallel)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 pytest.importorskip("vllm")
 
 from llmrl.config import Model
-from llmrl.policy.model import load_policy
+from llmrl.policy.load import load_policy
 from llmrl.policy.tiny import tiny
 from llmrl.rollout.engine import Context
 from llmrl.rollout.vllm import VllmEngine

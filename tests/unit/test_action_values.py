@@ -10,7 +10,7 @@ from llmrl.config import Model
 from llmrl.ops import logprobs
 from llmrl.ops.logprobs import action_statistics
 from llmrl.policy.forward import ACTION_VALUES
-from llmrl.policy.model import load_policy
+from llmrl.policy.load import load_policy
 
 HIDDEN, VOCABULARY, TOKENS = 6, 11, 23
 
@@ -57,6 +57,7 @@ def test_worked_means_of_three_states():
 def test_chunks_change_neither_values_nor_gradients(elements, kept, monkeypatch):
     monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", kept)
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(logprobs, "LEAST_ROWS", 1)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(TOKENS, HIDDEN, generator=generator).requires_grad_()
     labels = torch.randint(VOCABULARY, (TOKENS,), generator=generator)

@@ -62,7 +62,7 @@ def test_an_unknown_command_gets_the_nearest(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == (
         "llmrl: no command 'trian'. Did you mean train? Commands: train, eval, compare, show, check, list, report, "
-        "score, demo.\n"
+        "score, serve, demo.\n"
     )
 
 

@@ -77,6 +77,7 @@ def test_worked_steps_back_to_a_table():
 def test_value_and_gradient_are_the_definitions(given, direction, elements, kept, monkeypatch):
     monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", kept)
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(logprobs, "LEAST_ROWS", 1)
     hidden, head, other, other_head, temperatures = given
     found = kl_statistics(*given, VOCABULARY, direction)
     expected = by_definition(head(hidden) / temperatures[:, None], other_head(other) / temperatures[:, None], direction)
@@ -120,6 +121,7 @@ def test_equal_distributions_are_exactly_zero_apart(given, direction):
 def test_no_logits_are_kept_for_the_backward_pass(given, direction, monkeypatch):
     monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", TOKENS * VOCABULARY - 1)
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 5 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "LEAST_ROWS", 1)
     kept, sizes = [], []
     for head in (given[1], given[3]):
         head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))

@@ -25,7 +25,8 @@ from transformers import (
 from llmrl.ops import logprobs
 from llmrl.policy import forward
 from llmrl.policy.forward import PolicyModule, Rows, padded, rectangles
-from llmrl.policy.model import Policy, check_head
+from llmrl.policy.load import check_head
+from llmrl.policy.model import Policy
 
 WIDTH = 8
 SMALL = {
@@ -134,6 +135,7 @@ def test_chunks_of_the_head_do_not_matter(policy, shared, elements, monkeypatch)
     whole = policy.module(ROWS, WIDTH, entropy=True, shared=shared)
     expected = gradients(policy.module, list(whole.values()))
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(logprobs, "LEAST_ROWS", 1)
     found = policy.module(ROWS, WIDTH, entropy=True, shared=shared)
     assert_close(found, whole)
     assert_gradients_close(gradients(policy.module, list(found.values())), expected)
@@ -227,24 +229,35 @@ def test_rows_of_which_nothing_counts(policy):
 
 
 def test_a_prompt_is_forwarded_once_for_its_group(policy):
-    """With three rows a prompt, the shared pass forwards the prompts once and each response less its last token."""
+    """With three rows a prompt, one call forwards the prompts once and each response less its last token, no padding."""
     seen = []
     policy.model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(
-            int(kwargs["attention_mask"][:, -kwargs["input_ids"].shape[1] :].sum())
-        ),
-        with_kwargs=True,
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     policy.module(ROWS, WIDTH, shared=True)
-    assert sum(seen) == len(LONG) + len(SHORT) + sum(len(r) - 1 for r in ROWS.responses)
-    seen.clear()
-    policy.module(ROWS, WIDTH, shared=False)
-    assert sum(seen) == sum(len(c) + len(r) - 1 for c, r in zip(ROWS.contexts, ROWS.responses, strict=True))
+    assert seen == [len(LONG) + len(SHORT) + sum(len(r) - 1 for r in ROWS.responses)]
+    alone = replace(ROWS, contexts=[(i, *c) for i, c in enumerate(ROWS.contexts, 40)])  # none is shared
+    policy.module(alone, WIDTH, shared=True)
+    assert seen[1:] == [sum(len(c) + len(r) - 1 for c, r in zip(alone.contexts, alone.responses, strict=True))]
+
+
+def test_rows_beyond_a_sliding_window_are_left_to_transformers(recwarn):
+    model = ARCHITECTURES["sliding window"]().eval()
+    policy, calls = Policy(PolicyModule(model), None, ""), []
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append("packing" in kwargs), with_kwargs=True
+    )
+    within = Rows([(3, 4), (3, 4)], [(5, 6), (7,)], [(True,) * 2, (True,)], [1.0, 1.0])
+    policy.statistics(within, WIDTH)
+    assert any(calls) and policy.shared
+    calls.clear()
+    policy.statistics(ROWS, WIDTH)
+    assert not any(calls) and policy.shared and not recwarn.list
 
 
 def test_rectangles_hold_every_response_once_and_little_padding():
     lengths = [0, 40, 3, 2, 38, 17, 0, 1]
-    buckets = rectangles(lengths)
+    buckets = rectangles(lengths, 1.25)
     assert sorted(i for bucket in buckets for i in bucket) == [1, 2, 3, 4, 5, 7]
     for bucket in buckets:
         assert max(lengths[i] for i in bucket) <= 1.25 * min(lengths[i] for i in bucket) + 2
@@ -261,7 +274,7 @@ def test_a_wrong_shared_pass_is_noticed_and_left(policy, monkeypatch):
 
     def wrong(*given):
         states, first, rest = right(*given)
-        return states, first, rest + 1  # off by one token
+        return states, first, rest - 1  # off by one token
 
     expected = policy.module(ROWS, WIDTH, shared=False)["logprobs"]
     monkeypatch.setattr(forward, "shared_states", wrong)
@@ -280,12 +293,32 @@ def test_the_first_shared_pass_is_compared_once_and_kept(policy, recwarn):
     assert len(calls) == 1
 
 
-def test_an_architecture_without_such_a_cache_is_forwarded_whole():
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_decoder_is_in_double_precision_what_it_is_in_single(policy, shared):
+    """Rounding apart, so that differences above it cannot hide behind a tolerance."""
+    single = policy.module(ROWS, WIDTH, shared=shared)["logprobs"]
+    double = policy.module.double()(ROWS, WIDTH, shared=not shared)["logprobs"]
+    assert_close(single.double(), double.double(), rtol=1e-6, atol=1e-6)
+
+
+def test_an_attention_that_asks_for_more_is_forwarded_whole(policy, monkeypatch):
+    """Such as learned sinks, which transformers hands to the attention function."""
+    decoder = policy.model.get_decoder()
+    decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, kwargs | ({"s_aux": torch.zeros(4)} if "packing" in kwargs else {})),
+        with_kwargs=True,
+    )
+    expected = policy.module(ROWS, WIDTH, shared=False)["logprobs"]
+    with pytest.warns(UserWarning, match="s_aux"):
+        assert_close(policy.statistics(ROWS, WIDTH)["logprobs"], expected)
+    assert policy.shared is False
+
+
+def test_an_architecture_without_such_an_attention_is_forwarded_whole(recwarn):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)).eval()
     policy = Policy(PolicyModule(model), None, "")
-    with pytest.warns(UserWarning, match="does not work with this model"):
-        found = policy.statistics(ROWS, WIDTH)["logprobs"]
+    found = policy.statistics(ROWS, WIDTH)["logprobs"]
     assert_close(found, loop(model, ROWS)[0], rtol=1e-4, atol=1e-4)
-    assert policy.shared is False
+    assert not policy.module.shares(ROWS)

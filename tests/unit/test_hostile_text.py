@@ -35,7 +35,8 @@ ALLOWED = {
     ("reward_models/sandbox/tiers.py", "subprocess.run"): "has the sandbox's interpreter compile our own driver",
     ("reward_models/sandbox/tiers.py", "marshal.loads"): "the compiled driver, before any answer is there",
     ("reward_models/sandbox/tiers.py", "subprocess.Popen"): "starts the sandbox",
-    ("llmrl/training/launch.py", "subprocess.run"): "starts the processes of a run",
+    ("llmrl/training/launch.py", "subprocess.Popen"): "starts the processes of a run",
+    ("llmrl/serving/fleet.py", "subprocess.Popen"): "starts the servers that a run samples from",
     ("llmrl/trials.py", "subprocess.Popen"): "starts the runs of a comparison",
     ("llmrl/tracking/versions.py", "subprocess.run"): "asks git for the checkout's commit",
 }
@@ -90,3 +91,49 @@ def test_every_exception_is_still_there():
 )
 def test_the_check_sees_what_it_looks_for(text):
     assert banned(text)
+
+
+# how what a stranger made is loaded: the call's last name, and what it has to be told
+LOADED = {
+    "from_pretrained": {"trust_remote_code": False},
+    "from_config": {"trust_remote_code": False},
+    "LLM": {"trust_remote_code": False},
+}
+LOADED_WEIGHTS = {"use_safetensors": True}  # besides, for classes of models
+OWN_LOADERS = {"PeftModel": "takes no such options; the caller sees to it that there is a safetensors file"}
+
+
+def careless(source):
+    """(line, call) of everything that loads a model, a tokenizer or a configuration without saying that it is careful."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        owner, _, last = name.rpartition(".")
+        if last not in LOADED or owner in OWN_LOADERS or (last == "LLM" and owner):
+            continue
+        weights = LOADED_WEIGHTS if last == "from_pretrained" and "Model" in owner else {}
+        said = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+        if (LOADED[last] | weights).items() - said.items():
+            yield node.lineno, name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_models_are_loaded_without_their_code_and_pickles(path):
+    assert not list(careless(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("AutoTokenizer.from_pretrained(x)", True),
+        ("AutoTokenizer.from_pretrained(x, trust_remote_code=True)", True),
+        ("AutoTokenizer.from_pretrained(x, trust_remote_code=flag)", True),
+        ("AutoModelForCausalLM.from_pretrained(x, trust_remote_code=False)", True),
+        ("AutoModelForCausalLM.from_pretrained(x, trust_remote_code=False, use_safetensors=True)", False),
+        ("LLM(x)", True),
+        ("AutoModel.from_config(x)", True),
+    ],
+)
+def test_careless_loading_is_seen(text, wrong):
+    assert bool(list(careless(text))) is wrong

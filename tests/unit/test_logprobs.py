@@ -44,6 +44,7 @@ def test_entropy_of_three_logits():
 def test_chunks_change_neither_values_nor_gradients(given, elements, kept, monkeypatch):
     monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", kept)
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(logprobs, "LEAST_ROWS", 1)
     hidden, head, labels, temperatures = given
     hidden.requires_grad_()
     found = token_statistics(hidden, head, labels, temperatures, VOCABULARY, True)
@@ -54,6 +55,7 @@ def test_chunks_change_neither_values_nor_gradients(given, elements, kept, monke
 
 def test_no_chunk_is_larger_than_allowed(given, monkeypatch):
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 5 * VOCABULARY + 1)
+    monkeypatch.setattr(logprobs, "LEAST_ROWS", 1)
     hidden, head, labels, temperatures = given
     sizes = []
     head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
@@ -65,6 +67,7 @@ def test_no_chunk_is_larger_than_allowed(given, monkeypatch):
 def test_no_logits_are_kept_for_the_backward_pass(given, monkeypatch):
     monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", TOKENS * VOCABULARY - 1)
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 5 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "LEAST_ROWS", 1)
     hidden, head, labels, temperatures = given
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):

@@ -6,11 +6,11 @@ from llmrl.training.micro_batches import split
 
 
 def tokens(rows, contexts, responses, shared):
-    """What forwarding the rows together costs, padding counted, worked out from scratch."""
+    """How many tokens are forwarded with the rows, padding counted, worked out from scratch."""
     if not shared:
         return len(rows) * max(len(contexts[i]) + responses[i] for i in rows)
     here = {tuple(contexts[i]) for i in rows}
-    return len(here) * max(map(len, here)) + sum(responses[i] for i in rows)
+    return sum(map(len, here)) + sum(responses[i] for i in rows)
 
 
 def problem(seed):
@@ -47,7 +47,7 @@ def test_everything_fits_or_every_row_stands_alone():
 
 def test_rows_of_one_prompt_are_neighbours_when_it_is_shared():
     contexts = [(1, 2), (3,), (1, 2), (3,)]
-    # two prompts of at most two tokens and four answers of three would be 16; one prompt with its two answers is 8 or 7
+    # both prompts and the four answers of three would be 15; one prompt with its two answers is 8 or 7
     assert split([[0], [1], [2], [3]], contexts, [3, 3, 3, 3], 9, True) == [[0, 2], [1, 3]]
 
 

@@ -10,7 +10,7 @@ from llmrl.config import Model, Training
 from llmrl.errors import ModelError, RecipeError
 from llmrl.policy import model as policy_model
 from llmrl.policy.forward import LogitHead, Rows
-from llmrl.policy.model import load_policy
+from llmrl.policy.load import load_policy
 from llmrl.run import make_optimizer
 
 ROWS = Rows(
@@ -72,9 +72,10 @@ def test_dropout_is_off_in_every_mode(kind, checkpointing, make_policy, tiny_fol
 
 @pytest.mark.filterwarnings("error:sharing")
 def test_activation_checkpointing_changes_no_gradient(make_policy):
-    found = []  # and no warning: without a cache a prompt is not shared to begin with
+    found = []  # and no warning: a prompt is shared with it, too
     for checkpointing in (False, True):
         policy = make_policy(config={"gradient_checkpointing": checkpointing})
+        assert policy.shared and policy.module.shares(ROWS)
         assert policy.model.training == checkpointing
         policy.statistics(ROWS, 3)["logprobs"].sum().backward()
         found.append([p.grad for _, p in policy.trainable()])

@@ -149,7 +149,7 @@ def test_spoiled_overrides(write):
         "override '+seed=1': + is not needed here; write seed=1.",
         "override 'seed': expected key.sub=value, such as training.steps=100.",
         "override 'a..b=1': expected key.sub=value, such as training.steps=100.",
-        "override out=[:1:2: not YAML: while parsing a flow node: expected the node content, but found '<stream end>'.",
+        "override out:1:2: not YAML: while parsing a flow node: expected the node content, but found '<stream end>'.",
         "override '--out': expected key.sub=value, such as training.steps=100.",
     ]
     assert problems_of(path, "seed=1.5") == ["override: seed: found 1.5, expected a whole number."]

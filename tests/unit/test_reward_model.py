@@ -16,7 +16,8 @@ from llmrl.data.formats import to_prompt
 from llmrl.errors import DataError, ModelError
 from llmrl.objectives.bradley_terry import bradley_terry
 from llmrl.policy.forward import Rows
-from llmrl.policy.model import load_policy, padding_id, verdict_ids
+from llmrl.policy.load import load_policy, verdict_ids
+from llmrl.policy.model import padding_id
 
 LONG, SHORT = (3, 14, 15, 9, 26, 5, 35), (8,)
 ROWS = Rows(

@@ -14,7 +14,7 @@ from llmrl.config import Scoring
 from llmrl.errors import CatalogError, RecipeError, ScoringError
 from llmrl.limits import DEFAULT, limits
 from llmrl.pool import Pool
-from llmrl.pool.pool import Call, Source
+from llmrl.pool.round import Call, Round, Source
 from llmrl.scoring import distinct, from_function, make_scorer, make_scorers, scorer, source_of, usable
 from llmrl.scoring import score as score_in
 from llmrl.types import Completion, Group, Prompt, Rollout, Score
@@ -480,15 +480,21 @@ def one_call(source, seconds=1.0, limits=DEFAULT):
     return Call(source, Source(source, b"", {}), "rollout", limits, seconds, ((Prompt("p", text="q"), (rollout,)),))
 
 
+def outcomes(calls, pool):
+    under_way = Round(pool)
+    under_way.add(calls)
+    return under_way.finish()
+
+
 def test_a_module_that_never_ends_importing_stops_nothing(tmp_path, monkeypatch):
     (tmp_path / "endless_import.py").write_text("import time\nwhile True:\n    time.sleep(1)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("llmrl.pool.pool.LEARNING", 1.0)
+    monkeypatch.setattr(Pool, "learning", 1.0)
     start = time.monotonic()
     with Pool(workers=1) as own:
         own.start(["endless_import"])
         late = "no answer within 1 s"
-        assert own.judge([one_call("endless_import:judge")] * 8) == [late] * 8
+        assert outcomes([one_call("endless_import:judge")] * 8, own) == [late] * 8
     assert time.monotonic() - start < 8  # each was not waited for by itself
 
 
@@ -500,7 +506,7 @@ def test_the_processor_time_of_a_call_is_not_held_against_a_later_import(tmp_pat
     monkeypatch.syspath_prepend(tmp_path)
     with Pool(workers=1) as own:
         score_in([text_group("p", ["a"])], [as_scorer(length)], Scoring(timeout=0.1), own)
-        assert own.judge([one_call("slow_import:judge")]) == [[Score(1.0)]]
+        assert outcomes([one_call("slow_import:judge")], own) == [[Score(1.0)]]
 
 
 def test_what_other_scorers_hold_in_memory_is_not_held_against_one(tmp_path, monkeypatch):

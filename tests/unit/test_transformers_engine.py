@@ -6,8 +6,9 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 from llmrl.errors import RolloutError
 from llmrl.policy.forward import PolicyModule, Rows
 from llmrl.policy.model import Policy
+from llmrl.rollout.draw import uniforms
 from llmrl.rollout.engine import Context
-from llmrl.rollout.transformers import COMPACT_BELOW, TransformersEngine, sample, uniforms
+from llmrl.rollout.transformers import COMPACT_BELOW, TransformersEngine, sample
 from llmrl.types import Prompt, Sampling
 
 PROMPTS = [Prompt("a", ids=(5, 20, 33, 47, 9, 60, 71)), Prompt("b", ids=(12,)), Prompt("c", ids=(90, 91, 17, 44))]
@@ -167,8 +168,9 @@ def test_a_sample_depends_on_nothing_else_in_the_call(policy, engine):
     assert [[r.ids for r in rs] for rs in fewer] == [[r.ids for r in rs[:2]] for rs in among]
 
 
-def test_prompts_are_prefilled_once_and_finished_rows_leave(policy, engine):
-    forwarded = []
+@pytest.mark.parametrize("shares", [True, False])
+def test_prompts_are_prefilled_once_and_finished_rows_leave(policy, engine, shares):
+    engine.shares, forwarded = shares, []
     policy.model.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: forwarded.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
@@ -176,10 +178,11 @@ def test_prompts_are_prefilled_once_and_finished_rows_leave(policy, engine):
     lengths = [len(r.ids) for rollouts in found for r in rollouts]
     alive = [sum(n > t for n in lengths) for t in range(1, max(lengths))]
     assert forwarded[0] == (3, 7)  # three prompts, not twenty-four
-    assert [columns for _, columns in forwarded[1:]] == [1] * len(alive)  # nothing after the last token
-    for (rows, _), needed in zip(forwarded[1:], alive, strict=True):
+    assert {min(shape) for shape in forwarded[1:]} == {1}
+    fed = [max(shape) for shape in forwarded[1:]]  # one token of each row
+    for rows, needed in zip(fed, alive, strict=True):  # and nothing after the last token
         assert needed <= rows <= needed / COMPACT_BELOW
-    assert sum(rows for rows, _ in forwarded[1:]) < 0.8 * 24 * len(alive)
+    assert sum(fed) < 0.8 * 24 * len(alive)
 
 
 def test_the_folders_generation_config_changes_nothing(policy, engine):

@@ -1,0 +1,1 @@
+"""vLLM's own servers for rollouts: guarded by a token, started and replaced, their weights loaded from files."""
