@@ -19,6 +19,7 @@ from llmrl.faults import reach
 from llmrl.policy.model import Policy
 from llmrl.policy.sharding import full
 from llmrl.training import monitors
+from llmrl.training.balance import balanced
 from llmrl.training.credit import on_all_ranks
 from llmrl.training.losses import Counts, Job, Settings, active, countable, maxima, means, pairs_among
 from llmrl.training.memory import out_of_memory
@@ -102,6 +103,7 @@ class Updater:
         for key, part in algorithm.remembering().items():
             states.setdefault(key, part.init())
         rule = algorithm.update or Epochs()
+        batch = balanced(batch, algorithm, self.ranks)
         problem = Problem(self, batch, algorithm, extras, states, seed)
         key = f"update.{catalog.name_of(rule)}"
         told, states[key] = rule.apply(states.get(key, rule.init()), problem)
