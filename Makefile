@@ -66,7 +66,7 @@ audit: setup
 bench: setup
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || { rm $(INSTALLED); $(MAKE) setup EXTRAS='$(EXTRAS),bench'; }
 	$(BIN)/python benchmarks/vs_trl.py --shape all --write
-	@set -e; for name in memory scaling engine startup overlap; do $(BIN)/python benchmarks/$$name.py --write; done
+	@set -e; for name in memory head scaling engine startup overlap ahead; do $(BIN)/python benchmarks/$$name.py --write; done
 
 lint: setup
 	$(BIN)/ruff check .

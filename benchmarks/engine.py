@@ -155,10 +155,11 @@ def steps_of(loop: Any, steps: int) -> tuple[str, float]:
 
 
 def synchronisation(name: str, bench: Bench, step: float, rounds: int) -> list[str]:
-    """CPU-milliseconds of a sync by part, and the whole as a share of `step` CPU-seconds: a row of the table."""
+    """CPU-milliseconds of a sync by part, and shares of `step` CPU-seconds, without its probe and with: a row of the table."""
     found = [bench.sync() for _ in range(rounds + 2)][2:]
     parts = [spread([one[part] for one in found], 1) for part in ("weights", "prefix cache", "probe", "whole")]
-    return [name, *parts, spread([one["whole"] / step / 10 for one in found], 1)]
+    shares = [[(one["whole"] - less * one["probe"]) / step / 10 for one in found] for less in (1, 0)]
+    return [name, *parts, *(spread(share, 1) for share in shares)]
 
 
 def adapted(shape: Shape, folder: Path, prompts: Sequence[Any]) -> Bench:
@@ -191,7 +192,18 @@ def measure(name: str, rounds: int, folder: Path) -> str:
     bench = adapted(shape, folder, bench.prompts)
     rows.append(synchronisation(f"adapters on {' and '.join(ADAPTERS['targets'])}", bench, step, rounds))
     bench.engine.close()
-    syncs = table(["policy", "weights, ms", "prefix cache", "probe", "whole", "% of the step above"], rows)
+    syncs = table(
+        [
+            "policy",
+            "weights, ms",
+            "prefix cache",
+            "probe",
+            "whole",
+            "% of the step above, without the probe",
+            "with it",
+        ],
+        rows,
+    )
     counts = f"{3 * rounds} rounds of the first table, {rounds} of the others; medians with the range."
     return TEXT.format(shape=name, machine=machine(), counts=counts, speeds=speeds, parts=parts, syncs=syncs)
 

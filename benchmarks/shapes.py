@@ -58,7 +58,7 @@ def make_model(shape: Shape, folder: Path) -> None:
     truncated mean length comes out.
     """
     import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     from llmrl.policy.tiny import tiny
 
@@ -74,29 +74,51 @@ def make_model(shape: Shape, folder: Path) -> None:
         model.generation_config = generation
     weight, end = model.get_output_embeddings().weight.data, model.config.eos_token_id
     model.get_input_embeddings().weight.data[:, 0] = 0.5
-    ids = torch.randint(10, 100, (32, shape.longest_prompt), generator=torch.Generator().manual_seed(0))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chats = [[{"role": "user", "content": content}] for content in contents(shape, tokenizer, 64)]
+    encoded = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, padding_side="left", return_tensors="pt", return_dict=True
+    )
+    torch.manual_seed(0)
+    written = model.generate(
+        **encoded, do_sample=True, top_k=0, max_new_tokens=shape.max_tokens, suppress_tokens=[end], eos_token_id=-1
+    )
+    mask = torch.ones_like(written)
+    mask[:, : encoded["attention_mask"].shape[1]] = encoded["attention_mask"]
 
-    def length(strength: float) -> float:
+    def end_logits(strength: float) -> tuple[torch.Tensor, torch.Tensor]:
         weight[end, 0] = strength
         with torch.no_grad():
-            p = model(ids).logits.softmax(-1)[..., end].mean().item()
-        return (1 - (1 - p) ** shape.max_tokens) / p
+            logits = model(written, attention_mask=mask, logits_to_keep=shape.max_tokens + 1).logits[:, :-1]
+        own = logits[..., end].clone()
+        logits[..., end] = -torch.inf
+        return own, logits.logsumexp(-1)
+
+    (without, others), (with_one, _) = end_logits(0.0), end_logits(1.0)  # linear in the strength
+
+    def length(strength: float) -> float:
+        goes_on = torch.sigmoid(others - without - strength * (with_one - without))
+        return 1 + goes_on.cumprod(1)[:, :-1].sum(1).mean().item()
 
     low, high = 0.0, 10.0
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if length(middle) > shape.mean_length else (low, middle)
+    weight[end, 0] = middle
     model.save_pretrained(folder)
 
 
-def make_prompts(shape: Shape, steps: int, file: Path, tokenizer: Any) -> None:
-    """Write one chat prompt a line, of between half of and all of `shape.longest_prompt` tokens."""
+def contents(shape: Shape, tokenizer: Any, count: int) -> list[str]:
+    """What users say: chat prompts of between half of and all of `shape.longest_prompt` tokens."""
     rng = random.Random(0)
-    frame = len(
-        tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True)["input_ids"]
-    )
+    empty = [{"role": "user", "content": ""}]
+    frame = len(tokenizer.apply_chat_template(empty, add_generation_prompt=True)["input_ids"])
+    lengths = [rng.randint(shape.longest_prompt // 2, shape.longest_prompt) - frame for _ in range(count)]
+    return ["".join(rng.choice("0123456789+-") for _ in range(length)) for length in lengths]
+
+
+def make_prompts(shape: Shape, steps: int, file: Path, tokenizer: Any) -> None:
+    """Write one chat prompt a line."""
     with file.open("w") as out:
-        for _ in range(steps * shape.prompts_per_step):
-            length = rng.randint(shape.longest_prompt // 2, shape.longest_prompt)
-            content = "".join(rng.choice("0123456789+-") for _ in range(length - frame))
+        for content in contents(shape, tokenizer, steps * shape.prompts_per_step):
             out.write(json.dumps({"prompt": [{"role": "user", "content": content}]}) + "\n")

@@ -69,7 +69,9 @@ VOCABULARY: dict[str, Array] = {
     "anchor_rewards": Array(
         "B", "rollout", "mean reward of the reference policy's rollouts of this prompt, made before"
     ),
-    "staleness": Array("B int", "rollout", "weight syncs between the weights that wrote the rollout and those trained"),
+    "staleness": Array(
+        "B int", "rollout", "steps of training between the weights that wrote the rollout and those trained"
+    ),
     "step_ids": Array("BT int", "rollout", "turn or reasoning step, counted from 0; -1 outside"),
     "step_hashes": Array("BT int", "rollout", "hash of what the token's step says, up to case and blanks; -1 outside"),
     "block_ids": Array("BT int", "rollout", "named segment of data.blocks, counted from 0; -1 outside"),

@@ -159,6 +159,7 @@ TABLES: dict[str, dict[str, str]] = {
         "top_entropy_mask": "llmrl.shaping.entropy:top_entropy_mask",
         "importance_weights": "llmrl.shaping.importance:importance_weights",
         "rejection_mask": "llmrl.shaping.importance:rejection_mask",
+        "ratio_to_sampler": "llmrl.shaping.importance:ratio_to_sampler",
         "icepop": "llmrl.shaping.importance:icepop",
         "opsm": "llmrl.shaping.opsm:opsm",
         "m2po_mask": "llmrl.shaping.m2po:m2po_mask",

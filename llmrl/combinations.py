@@ -24,7 +24,17 @@ MEASURED_BY = {  # update rule -> the regularizers, any of which it can keep wit
 
 def conflicts(algorithm: Algorithm) -> list[str]:
     """What makes no sense together: what was found, why, and the next move, beginning with the dotted key."""
-    rules = (_corrected_twice, _weighted_whole, _kl_twice, _unheard, _ungated, _unmeasured, _unstepped, _one_memory)
+    rules = (
+        _corrected_twice,
+        _replaced_early,
+        _weighted_whole,
+        _kl_twice,
+        _unheard,
+        _ungated,
+        _unmeasured,
+        _unstepped,
+        _one_memory,
+    )
     return [sentence for rule in rules for sentence in rule(algorithm)]
 
 
@@ -72,7 +82,7 @@ def _among(parts: tuple[Part, ...], names: tuple[str, ...]) -> list[str]:
 
 def _corrected_twice(algorithm: Algorithm) -> list[str]:
     shaped = (*algorithm.shaping, *algorithm.prepare)
-    corrections = _among(shaped, CORRECTIONS)
+    corrections = _among(shaped, (*CORRECTIONS, "ratio_to_sampler"))
     aware = [catalog.name_of(p) for p in algorithm.objective if "rollout_logprobs" in catalog.inputs_of(p)]
     found = []
     if len(corrections) > 1:
@@ -86,6 +96,15 @@ def _corrected_twice(algorithm: Algorithm) -> list[str]:
             f"objective {aware[0]}, which reads rollout_logprobs. Leave {corrections[0]} out."
         )
     return found
+
+
+def _replaced_early(algorithm: Algorithm) -> list[str]:
+    return [
+        f"algorithm.shaping: {catalog.name_of(part)} stands ahead of {catalog.name_of(behind)}, which would take the engine's "
+        "log-probabilities for the trainer's. Put it last."
+        for part, behind in zip(algorithm.shaping, algorithm.shaping[1:], strict=False)
+        if _named(part, "ratio_to_sampler")
+    ]
 
 
 def _weighted_whole(algorithm: Algorithm) -> list[str]:

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import yaml
 
-from llmrl import catalog, combinations
+from llmrl import catalog, combinations, staleness
 from llmrl.algorithm import FIELDS, SINGLE, STAGES, Algorithm, Extra, Part
+from llmrl.batch import base_name
+from llmrl.config import Named
 from llmrl.errors import CatalogError, RecipeError, nearest
 from llmrl.foreign import ours
 from llmrl.options import bind, typed
@@ -66,11 +68,36 @@ def build_stage(stage: StageConfig) -> Algorithm:
     try:
         algorithm = build(stage.algorithm)
         required(algorithm)
-        if found := combinations.conflicts(algorithm):
+        if found := [
+            *combinations.conflicts(algorithm),
+            *staleness.refusals(stage, algorithm),
+            *alone(stage, algorithm),
+        ]:
             raise RecipeError(found)
         return algorithm
     except RecipeError as error:
         raise RecipeError(f"{_origin(stage, problem)}: {problem}" for problem in error.problems) from error
+
+
+def replays(named: Named) -> bool:
+    """Whether an engine hands out stored answers instead of sampling."""
+    return getattr(catalog.get("engines", catalog.split_named(named)[0]), "replays", False)
+
+
+def alone(stage: StageConfig, algorithm: Algorithm) -> list[str]:
+    """What needs several rollouts of a prompt, where there is one."""
+    if stage.rollout.group_size > 1 or replays(stage.rollout.engine):
+        return []
+    found, part = "rollout.group_size: found 1, expected 2 at least:", algorithm.advantage
+    out = []
+    if part is not None and getattr(catalog.unwrap(part), "needs_siblings", False):
+        out.append(
+            f"{found} algorithm.advantage ({catalog.name_of(part)}) compares a rollout with the others of its prompt, and alone "
+            "each would get 0. Raise it, or take a method that needs no siblings, such as reinforce, remax or ppo."
+        )
+    if any(name != base_name(name) for name in required(algorithm)):
+        out.append(f"{found} the algorithm trains on pairs of rollouts to the same prompt. Raise it.")
+    return out
 
 
 def _origin(stage: StageConfig, problem: str) -> str:

@@ -12,6 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]  # names a folder of the run
 Named = str | dict[str, Any]  # a catalog name, or {name: ..., <option>: ...}
 
@@ -26,7 +28,7 @@ class Lora(Section):
     """Low-rank adapters by peft; the reference policy is then the model with the adapters off."""
 
     rank: Positive = 16
-    alpha: float = 32.0
+    alpha: AboveZero = 32.0
     targets: str | list[str] = "all-linear"
 
 
@@ -90,11 +92,16 @@ class Rollout(Section):
     prompts_per_step: Positive = 16
     group_size: Positive = Field(8, description="answers to each prompt; replay takes what is stored")
     max_tokens: Positive = 256
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: NotNegative = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Natural = 0
     sync: Literal["every_step", "never"] = Field(
         "every_step", description="never: sample from the stage's first weights"
+    )
+    staleness: Natural = Field(
+        0,
+        description="steps that sampling may be ahead of training, by an engine with weights of its own; 0: each step waits for "
+        "its answers",
     )
 
 
@@ -103,7 +110,7 @@ class Scoring(Section):
 
     on_error: Literal["drop", "retry", "fail"] = "drop"
     max_error_share: Share = Field(0.5, description="stop the run when more rollouts of a step than this have errors")
-    timeout: Annotated[float, Field(gt=0)] = Field(
+    timeout: AboveZero = Field(
         60.0, description="seconds for one call of a scorer that has no limit of its own; a late one is an error"
     )
     workers: Positive | None = Field(
@@ -115,13 +122,13 @@ class Training(Section):
     """The optimizer and the sizes of what goes through the model at once."""
 
     steps: Positive | None = Field(None, description="rollout batches; None: one pass over the data")
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    learning_rate: AboveZero = 1e-6
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
     warmup_steps: Natural = 0
     final_share: Share = Field(0.0, description="share of the learning rate left at the end of linear and cosine")
-    weight_decay: float = 0.0
-    betas: list[float] = [0.9, 0.95]
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: NotNegative = 0.0
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.95], min_length=2, max_length=2)
+    max_grad_norm: AboveZero = 1.0
     train_only: list[str] = Field(
         [],
         description="pieces of names, such as [value_head]: parameters with none of them in their name stay as they are",
@@ -129,7 +136,7 @@ class Training(Section):
     tokens_per_micro_batch: Positive = Field(
         8192, description="tokens forwarded at once; the result does not depend on it"
     )
-    max_logprob_gap: Annotated[float, Field(gt=0)] | None = Field(
+    max_logprob_gap: AboveZero | None = Field(
         None,
         description="stop when the engine's and the trainer's log-probabilities differ by more than this in the mean; "
         "None: 0.02 in fp32, 0.2 in bf16",
@@ -155,7 +162,7 @@ class Evaluation(Section):
     at_start: bool = True
     limit: Positive | None = None
     num_samples: Positive = Field(1, description="answers to each prompt")
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: NotNegative = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Natural = 0
     max_tokens: Positive | None = None
@@ -203,15 +210,15 @@ class Run(Section):
         False, description="watch a few steps: profile/ in the run's folder says where their time went"
     )
     resume: str = Field("auto", description="auto: the newest valid checkpoint; never; or a checkpoint folder")
-    parallel: Literal["auto", "ddp", "fsdp"] = Field(
+    parallel: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"] = Field(
         "auto",
-        description="what several processes share: ddp: nothing; fsdp: weights, gradients and moments; auto: as `accelerate "
-        "launch` was told, else ddp",
+        description="what several processes share: ddp: nothing; fsdp: weights, gradients and moments; zero1, zero2, zero3: "
+        "DeepSpeed's stages; auto: as `accelerate launch` was told, else ddp",
     )
-    rank_timeout: Annotated[float, Field(gt=0)] = Field(
+    rank_timeout: AboveZero = Field(
         1800.0, description="seconds that a process waits for the others; then it takes them for dead, and the run ends"
     )
-    grace: Annotated[float, Field(gt=0)] = Field(
+    grace: AboveZero = Field(
         25.0, description="seconds from SIGTERM to the end of the process; a step that takes longer is made again"
     )
     model: Model

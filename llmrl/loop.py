@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from llmrl.ahead import ages
 from llmrl.batch import Batch
 from llmrl.clock import Clock
 from llmrl.collect import Collector, chosen
@@ -36,6 +37,8 @@ class Loop:
         """One step, from prompts to new weights in the engine."""
         stage, clock = self.stage, Clock()
         groups, ids, places, batch = Collector(stage, self.ranks, self.seed_of).collect(number, clock)
+        ahead = stage.config.rollout.staleness
+        aged = ages(batch.arrays["staleness"], self.ranks, ahead) if ahead else {}
         with clock("passes"):
             self.run_passes(batch)
             reward(batch, early_and_late(stage.algorithm.combine)[1], self.ranks, stage.states)
@@ -65,10 +68,12 @@ class Loop:
         with clock("sync"):
             if stage.config.rollout.sync == "every_step":
                 stage.version += 1
-                stage.engine.sync(stage.updater.policy, stage.version)
+                if not ahead:  # else once nothing is left to be sampled by the weights that it has
+                    stage.engine.sync(stage.updater.policy, stage.version)
         if stage.algorithm.condition is not None:
             noted["feedback/cut"] = self.ranks.sums({"cut": stage.feedback_cut})["cut"]
-        return Collected(groups, places, batch, stats | noted | {"learning_rate": rate}, clock.seconds)
+        noted |= self.ranks.sums(getattr(stage.engine, "measured", dict)())
+        return Collected(groups, places, batch, stats | noted | aged | {"learning_rate": rate}, clock.seconds)
 
     def run_passes(self, batch: Batch) -> None:
         """The passes without gradient that some part of the recipe asks for."""

@@ -16,6 +16,8 @@ from llmrl.types import Group
 def measure(loop: Loop, log: Log, global_step: int, names: list[str]) -> dict[str, float]:
     """Metrics of the evaluations named, measured on the main process; their records go to the run's folder."""
     out: dict[str, float] = {}
+    if any(loop.stage.measurements[name].scorers for name in names):
+        loop.stage.catch_up()
     reference = loop.stage.reference
     with loop.stage.updater.policy.whole(), reference.whole() if reference is not None else nullcontext():
         if loop.ranks.main:

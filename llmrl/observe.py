@@ -48,7 +48,8 @@ def describe(step: Collected, scorers: Sequence[str], ranks: Ranks) -> dict[str,
     out |= {f"time/{name}": seconds for name, seconds in step.seconds.items()}
     out["time/step"] = sum(step.seconds.values())
     for name, tokens in (("generate", total["generated"]), ("update", total["tokens"])):
-        out[f"tokens_per_second/{name}"] = tokens / max(step.seconds[name], 1e-9)
+        if name == "update" or "rollout/staleness" not in step.stats:  # time/generate is then what was waited
+            out[f"tokens_per_second/{name}"] = tokens / max(step.seconds[name], 1e-9)
     return out
 
 

@@ -26,6 +26,8 @@ EXPECTED = {
     "dataclass_type": "a mapping",
     "list_type": "a list",
     "tuple_type": "a list",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
 }
 
 
@@ -52,7 +54,10 @@ def explain(error: ValidationError, value: Any) -> Iterator[Problem]:
         elif found["type"] == "value_error":  # a validator's own, with the value in it
             yield Problem(keys, str(found["ctx"]["error"]))
         else:
-            expected = EXPECTED.get(found["type"], found["msg"].removeprefix("Input should be "))
+            known = EXPECTED.get(found["type"])
+            expected = (
+                known.format_map(found.get("ctx", {})) if known else found["msg"].removeprefix("Input should be ")
+            )
             wrong.setdefault(keys, (inner, []))[1].append(expected)
     for keys, (inner, expected) in wrong.items():
         quotes = isinstance(inner, str) and is_number(inner) and any("number" in e for e in expected)

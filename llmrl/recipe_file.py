@@ -79,7 +79,9 @@ class _Reader:
         if self.count > MAX_VALUES:
             raise RecipeError(f"{self.file}: expands to more than {MAX_VALUES} values. Use fewer aliases (*name).")
         if len(keys) > MAX_DEPTH:
-            raise RecipeError(f"{self.place(node)}: nested more than {MAX_DEPTH} deep, or an anchor holds an alias of itself.")
+            raise RecipeError(
+                f"{self.place(node)}: nested more than {MAX_DEPTH} deep, or an anchor holds an alias of itself."
+            )
         kind = node.tag.removeprefix(TAG)
         if kind not in (*SCALARS, "map", "seq"):
             tag = node.tag.replace(TAG, "!!")
@@ -161,7 +163,9 @@ def parse(text: str | bytes, file: str, problems: list[str], above: Keys = ()) -
     Secrets and keys of REFUSED are problems. RecipeError where it is not YAML, or larger than any recipe.
     """
     if len(text) > MAX_BYTES:
-        raise RecipeError(f"{file}: found {len(text):,} bytes, expected at most {MAX_BYTES:,}. Data belong in data.source.")
+        raise RecipeError(
+            f"{file}: found {len(text):,} bytes, expected at most {MAX_BYTES:,}. Data belong in data.source."
+        )
     reader = _Reader(file, problems, above)
     try:
         node = Loader(text).get_single_node()

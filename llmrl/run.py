@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from llmrl import catalog
+from llmrl.ahead import Ahead
 from llmrl.algorithm import Algorithm
 from llmrl.batch import Batch, base_name, sources
 from llmrl.composition import build_stage as build_algorithm
+from llmrl.composition import replays
 from llmrl.config import Data, Evaluation, Named, Training
 from llmrl.data.features import features
 from llmrl.data.prompts import PromptSet, load
 from llmrl.data.render import render, stop_ids
+from llmrl.demands import demand, refuse_spread, within
 from llmrl.errors import DataError, RecipeError
 from llmrl.evaluation import Benchmark
 from llmrl.options import check_options
@@ -25,6 +28,7 @@ from llmrl.plan import everything_named, passes, required
 from llmrl.policy.forward import ACTION_VALUES, base_model
 from llmrl.policy.load import load_policy
 from llmrl.policy.model import Policy
+from llmrl.policy.sharding import shape_of
 from llmrl.pool import Pool
 from llmrl.recipe import Recipe, StageConfig
 from llmrl.recipe_tree import Tree, overlay
@@ -59,11 +63,12 @@ class StageRun:
     """A stage, ready to run.
 
     memory: the state of the condition part, plain data, also carried through stages without one. states: those of other
-    parts, by 'stage.name'. version: of the engine's weights. drawn: batches of prompts dealt so far. feedback_cut:
-    conditions shortened so far because the prompt would have been too long. extra_prompts: demonstrations beside the
-    rollouts. dealt: the prompts that are sampled from. anchors: mean reward of the first policy's rollouts by prompt.
+    parts, by 'stage.name'. version: of the weights that rollouts are sampled by. drawn: batches of prompts dealt so
+    far. feedback_cut: conditions shortened so far because the prompt would have been too long. extra_prompts: demonstrations
+    beside the rollouts. dealt: the prompts that are sampled from. anchors: mean reward of the first policy's rollouts by prompt.
     kept, kept_prompts: a right answer of the first policy to each prompt that is not sampled from any more. buffer: of rollouts
-    that a killed run need not sample again.
+    that a killed run need not sample again. ahead: the steps that are sampled while earlier ones train, where the recipe
+    says so; `version` is then that of the weights in training, and the engine's may be older.
     """
 
     config: StageConfig
@@ -90,6 +95,7 @@ class StageRun:
     kept: dict[str, Rollout] = field(default_factory=dict)
     kept_prompts: PromptSet | None = None
     buffer: Buffer | None = None
+    ahead: Ahead | None = None
 
     @property
     def plan(self) -> set[str]:
@@ -115,6 +121,15 @@ class StageRun:
     def stored_pairs(self) -> bool:
         """Whether the pairs are those that the data brings."""
         return self.paired and replays(self.config.rollout.engine)
+
+    def catch_up(self) -> None:
+        """Have the engine idle and with the weights of now, for whoever needs it next; where it runs ahead it may not be."""
+        if self.ahead is None:
+            return
+        self.ahead.drain()
+        if self.ahead.version != self.version:
+            self.engine.sync(self.updater.policy, self.version)
+            self.ahead.version = self.version
 
     def sampling_now(self) -> Sampling:
         """How to sample, with the temperature of each token where the algorithm sets it."""
@@ -147,6 +162,7 @@ class StageRun:
     def describe(self, batch: Batch, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], number: int) -> None:
         """Write the arrays that prompts, rollouts and the step itself say; before there are anchors, the others."""
         width, wants = batch.arrays["loss_mask"].shape[1], self.wants - (set() if self.anchors else {"anchor_rewards"})
+        wants |= {"staleness"} if self.ahead is not None else set()
         batch.arrays["weights"] = torch.ones(len(batch), width)
         batch.constants |= {
             "progress": torch.tensor(number / max(self.steps, 1)),
@@ -229,11 +245,7 @@ def build_stage(
     """
     config, seed = recipe.stages[index], recipe.run.seed
     algorithm = build_algorithm(config)
-    if ranks.parallel == "fsdp" and getattr(algorithm.update, "whole", False):
-        raise RecipeError(
-            f"stage {config.name}: {catalog.name_of(algorithm.update)} works on all parameters as one vector, and parallel=fsdp "
-            "spreads them over processes. Set parallel=ddp, with adapters (model.lora) where memory is short."
-        )
+    refuse_spread(config, algorithm, ranks.parallel)
     prompts = load(config.data, policy.tokenizer, seed=seed, answers=replays(config.rollout.engine))
     extra_prompts = load(config.extra_data, policy.tokenizer, seed=seed, answers=True) if config.extra_data else None
 
@@ -289,67 +301,12 @@ def build_stage(
     )
 
 
-def demand(config: StageConfig, algorithm: Algorithm, prompts: PromptSet, scorers: Sequence[Scorer]) -> None:
-    """Refuse a stage whose data or scorers cannot give what its algorithm trains on. RecipeError."""
-    wants = required(algorithm)
-    if not scorers and sources(wants) & {"rewards", "token_rewards", "reward_parts"}:
-        raise RecipeError(
-            f"stage {config.name}: its algorithm trains on rewards and there are no scorers. Name some under scorers; "
-            "`llmrl list scorers` shows what there is."
-        )
-    paired = any(name != base_name(name) for name in wants)
-    if paired and not replays(config.rollout.engine) and config.rollout.group_size < 2:
-        raise RecipeError(
-            f"stage {config.name}: its algorithm trains on pairs of rollouts, and rollout.group_size is "
-            f"{config.rollout.group_size}. Expected 2 at least."
-        )
-    if any(extra.source == "extra_data" for extra in algorithm.extra) and config.extra_data is None:
-        raise RecipeError(
-            f"stage {config.name}: its algorithm trains on demonstrations beside the rollouts, and there is no extra_data. "
-            "Set it, such as extra_data: {source: demonstrations.jsonl}, or set algorithm.extra: []."
-        )
-    if any(extra.source == "stored" for extra in algorithm.extra) and not any(p.completions for p in prompts.prompts):
-        raise RecipeError(
-            f"stage {config.name}: its algorithm trains on stored answers to its prompts, and none of them has one. Bring data "
-            "with a completion, or map its column: data.columns={completion: answer}."
-        )
-    if "block_ids" in sources(wants) and len(config.data.blocks) != len(scorers):
-        raise RecipeError(
-            f"stage {config.name}: found {len(config.data.blocks)} data.blocks and {len(scorers)} scorers; expected one scorer "
-            "for each block, in the same order."
-        )
-    labels = {c.label for p in prompts.prompts for c in p.completions}
-    if replays(config.rollout.engine) and not paired and "rejected" in labels:
-        raise RecipeError(
-            f"stage {config.name}: its data holds rejected answers, which this algorithm would train on like the chosen ones. "
-            "Use an algorithm on pairs, such as dpo, or map the chosen column: data.columns={completion: chosen}."
-        )
-
-
 def domain_of(prompt: Prompt) -> int:
     """The number in the row's column `domain`, 0 without one. DataError for anything else."""
     found = prompt.columns.get("domain", 0)
     if not isinstance(found, int) or found < 0:
         raise DataError(f"prompt {prompt.id}: its column domain holds {found!r}; expected a whole number from 0 on.")
     return found
-
-
-def within(config: Any, longest: int, limits: tuple[int, int]) -> tuple[int, int]:
-    """(prompt tokens, answer tokens) that fit the model's positions. RecipeError when the data's longest prompt does not."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return limits
-    if longest + limits[1] > positions:
-        raise RecipeError(
-            f"the longest prompt has {longest} tokens and an answer may have {limits[1]}, together more than the model's "
-            f"{positions} positions. Lower data.max_prompt_tokens or max_tokens."
-        )
-    return min(limits[0], positions - limits[1]), limits[1]
-
-
-def replays(named: Named) -> bool:
-    """Whether an engine hands out stored answers instead of sampling."""
-    return getattr(catalog.get("engines", catalog.split_named(named)[0]), "replays", False)
 
 
 def fitted(prompt: Prompt, tokenizer: Any, limit: int) -> Prompt:
@@ -407,8 +364,8 @@ def make_optimizer(policy: Policy, training: Training) -> torch.optim.Optimizer:
     own = [p for n, p in trained if n.startswith("noise.")]
     named = [p for n, p in trained if not n.startswith("noise.")]
     groups = [
-        {"params": [p for p in named if p.dim() >= 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in named if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in named if len(shape_of(p)) >= 2], "weight_decay": training.weight_decay},
+        {"params": [p for p in named if len(shape_of(p)) < 2], "weight_decay": 0.0},
     ]
     if own:
         rate = noise.learning_rate / training.learning_rate

@@ -174,6 +174,12 @@ class Judging:
 
     def finish(self, gather: Callable[[Faults], Sequence[Faults]] = lambda found: [found]) -> list[Group]:
         """All groups in order, with `scores` filled in; see `score`."""
+        scored = self.scored()
+        refuse(gather(faults(scored)), self.config)
+        return scored
+
+    def scored(self) -> list[Group]:
+        """What `finish` gives, however many errors are among the scores: `refuse` is for the caller."""
         self.ask(p for one in self.scorers if one.shape in WHOLE_STEP for p in pieces(one, self.groups))
         found = self.judged()
         if self.config.on_error == "retry":
@@ -183,12 +189,10 @@ class Judging:
             for place, scores in self.judged().items():
                 found[place] |= {name: one for name, one in scores.items() if (name, place) in failed}
         names = [one.name for one in self.scorers]
-        scored = [
+        return [
             replace(group, scores=tuple({n: found[g, r][n] for n in names} for r in range(len(group.rollouts))))
             for g, group in sorted(self.groups.items())
         ]
-        refuse(gather(faults(scored)), self.config)
-        return scored
 
     def ask(self, work: Iterable[Piece]) -> None:
         """Queue the calls."""

@@ -48,6 +48,8 @@ def answers(
         answered = stage.stored([dealt[i] for i in ids])
     scorers = stage.scorers if names & {"rewards", "token_rewards"} else []
     if scorers:
+        if stage.ahead is not None:
+            stage.ahead.drain()  # the processes of the scorers are its own until then
         answered = score(answered, scorers, stage.config.scoring, stage.pool, ranks.gather)
     places = [
         (g, i)

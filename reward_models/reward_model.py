@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from llmrl.limits import limits
 from llmrl.types import Group, Prompt, Rollout, Score
+from reward_models.posted import posted
 from reward_models.rendered import rendered
 
 Tokens = tuple[int, ...]
+ANSWER, ANSWER_A_ROW = 1 << 20, 1 << 12  # bytes of a service's answer: its rewards, and what else it may say of each
 
 
 @limits(seconds=3600, memory_gb=None, workers=1, preload=("torch", "transformers", "httpx"))
@@ -30,9 +32,10 @@ def reward_model(
     (`final/merged` of one with adapters). It is loaded once and reads prompt and response by its own chat template, at
     most `batch_tokens` tokens at once. device: auto takes a GPU where there is one.
     url: a service in OpenRLHF's protocol instead: {"query": [prompt and response, ...], "prompts": [...]} is answered by
-    {"rewards": [...]} within `timeout` seconds; `path` then names the tokenizer that writes conversations.
+    {"rewards": [...]} within `timeout` seconds, in at most 1 MiB and 4 KiB a row;
+    `path` then names the tokenizer that writes conversations.
     A response that is too long for the model is an error of its own. Raises ValueError for a model or an answer of the
-    service that is not of this form, httpx's errors when it cannot be reached.
+    service that is not of this form, TimeoutError for a late one, httpx's errors when it cannot be reached.
     """
     rows = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     if url is not None:
@@ -117,12 +120,9 @@ def tokenizer_of(path: str) -> Any:
 
 def asked(url: str, rows: Sequence[tuple[Prompt, Rollout]], path: str | None, timeout: float) -> list[Score]:
     """One Score a row, by the service."""
-    import httpx
-
     texts = [written(prompt, rollout.text, path) for prompt, rollout in rows]
     body = {"query": [prompt + response for prompt, response in texts], "prompts": [prompt for prompt, _ in texts]}
-    with httpx.Client(timeout=timeout, transport=httpx.HTTPTransport(retries=2), trust_env=False) as client:
-        answer = client.post(url, json=body).raise_for_status().json()
+    answer = posted(url, body, seconds=timeout, largest=ANSWER + ANSWER_A_ROW * len(rows))
     rewards = answer.get("rewards") if isinstance(answer, dict) else None
     if not isinstance(rewards, list) or len(rewards) != len(rows):
         raise ValueError(f"{url} answered {str(answer)[:200]!r}; expected {{'rewards': a list of {len(rows)} numbers}}")

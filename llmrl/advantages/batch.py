@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from llmrl.config import NotNegative
 from llmrl.ops.groups import differing, group_mean, group_spread
 
 
-def scalerl(rewards: Tensor, group_ids: Tensor, *, eps: float = 1e-4) -> Tensor:
+def scalerl(rewards: Tensor, group_ids: Tensor, *, eps: NotNegative = 1e-4) -> Tensor:
     """(r - mean of the group) / (sigma + eps), sigma the root mean square of what was centred (arXiv:2510.13786).
 
     [B] -> [B]. sigma is taken over the groups with spread, which are the paper's effective batch; the others get exactly
@@ -27,3 +28,7 @@ def gpg(rewards: Tensor, group_ids: Tensor) -> Tensor:
     known = ~rewards.isnan()
     alpha = known.sum() / (known & (rewards != 0)).sum().clamp(min=1)
     return differing(alpha * (rewards - group_mean(rewards, group_ids)), rewards, group_ids)
+
+
+for _part in (scalerl, gpg):
+    _part.needs_siblings = True

@@ -40,3 +40,6 @@ def blockwise(
         placed = (reward_weights[block] * own)[:, None]
         credit = torch.where(loss_mask & (block_ids == block), placed, credit)
     return credit
+
+
+blockwise.needs_siblings = True

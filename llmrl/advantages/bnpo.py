@@ -56,3 +56,6 @@ def _normalised(shares: Tensor, group_ids: Tensor) -> Tensor:
     log_density = torch.xlogy(a - 1, rate) + torch.xlogy(b - 1, 1 - rate) + (a + b).lgamma() - a.lgamma() - b.lgamma()
     weight = (-log_density).exp().clamp(max=LARGEST_WEIGHT)
     return differing((shares - rate) * weight, shares, group_ids).to(shares.dtype)
+
+
+bnpo.needs_siblings = True

@@ -91,3 +91,7 @@ def cosine_share(step: int) -> float:
     if step < WARMUP:
         return PEAK * (step + 1) / WARMUP
     return 0.5 * PEAK * (1 + math.cos(math.pi * ((step - WARMUP) % CYCLE) / CYCLE))
+
+
+for _part in (canon, canon_entropy):
+    _part.needs_siblings = True

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmrl.advantages.group import standardised
+from llmrl.config import NotNegative
 from llmrl.ops.groups import members
 
 
@@ -17,7 +18,7 @@ def dpp(
     reward_coef: float = 0.5,
     diversity_coef: float = 0.5,
     gate: bool = True,
-    eps: float = 1e-6,
+    eps: NotNegative = 1e-6,
 ) -> Tensor:
     """GRPO on reward_coef · r + diversity_coef · what the answer adds to the group's diversity (arXiv:2511.20647).
 
@@ -42,3 +43,6 @@ def marginal_gains(embeddings: Tensor, group_ids: Tensor) -> Tensor:
         gram = given @ given.T + torch.eye(len(rows), dtype=torch.double, device=given.device)
         gains[rows] = -torch.linalg.inv(gram).diagonal().log()
     return gains.round(decimals=10)  # copies must tie: what rounding leaves between them would be standardised
+
+
+dpp.needs_siblings = True

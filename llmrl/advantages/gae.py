@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from llmrl.batch import Credit
+from llmrl.config import Share
 from llmrl.ops.masked import whiten as whitened
 from llmrl.ops.returns import generalised_advantages
 
@@ -14,8 +15,8 @@ def gae(
     old_values: Tensor,
     loss_mask: Tensor,
     *,
-    gamma: float = 1.0,
-    gae_lambda: float = 0.95,
+    gamma: Share = 1.0,
+    gae_lambda: Share = 0.95,
     whiten: bool = True,
 ) -> Credit:
     """Generalised advantage estimation (arXiv:1506.02438); returns = advantages + old_values, before whitening.

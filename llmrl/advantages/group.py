@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llmrl.config import NotNegative
 from llmrl.ops.groups import differing, group_count, group_mean, group_std, group_sum
 
 
 def standardised(
-    rewards: Tensor, group_ids: Tensor, *, eps: float = 1e-6, scale: Literal["group", "batch"] = "group"
+    rewards: Tensor, group_ids: Tensor, *, eps: NotNegative = 1e-6, scale: Literal["group", "batch"] = "group"
 ) -> Tensor:
     """(r - mean) / (std + eps) within the group, std with n-1 (GRPO, arXiv:2402.03300, section 4.1).
 
@@ -60,7 +61,7 @@ def length_weighted(rewards: Tensor, lengths: Tensor, group_ids: Tensor) -> Tens
     return differing(torch.where(tokens > 0, credit, torch.zeros_like(credit)), rewards, group_ids)
 
 
-def maxrl(rewards: Tensor, group_ids: Tensor, *, eps: float = 1e-6) -> Tensor:
+def maxrl(rewards: Tensor, group_ids: Tensor, *, eps: NotNegative = 1e-6) -> Tensor:
     """(r - mean) / (mean + eps) within the group: the gradient of log-likelihood as n grows (arXiv:2602.02710).
 
     [B] -> [B], for rewards of 0 and more. A group without a success gets exactly 0, as does one without spread. Below 0
@@ -69,3 +70,7 @@ def maxrl(rewards: Tensor, group_ids: Tensor, *, eps: float = 1e-6) -> Tensor:
     mean = group_mean(rewards, group_ids)
     credit = (rewards - mean) / (mean.abs() + eps)
     return differing(torch.where(mean != 0, credit, torch.zeros_like(credit)), rewards, group_ids)
+
+
+for _part in (standardised, leave_one_out, centred, length_weighted, maxrl):
+    _part.needs_siblings = True

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from llmrl.advantages.group import standardised
+from llmrl.config import NotNegative
 from llmrl.ops.groups import group_mean, group_spread, index
 
 
 def hapo_group(
-    rewards: Tensor, lengths: Tensor, group_ids: Tensor, *, eps: float = 1e-6, largest: float = 5.0
+    rewards: Tensor, lengths: Tensor, group_ids: Tensor, *, eps: NotNegative = 1e-6, largest: float = 5.0
 ) -> Tensor:
     """(r - mean) / (std + eps), both over the group's tokens: a reward counts once a token (arXiv:2509.16591).
 
@@ -25,3 +26,6 @@ def hapo_group(
     beyond = torch.zeros_like(sizes).index_add_(0, place, ((scaled.abs() >= largest) & (lengths > 0)).long())
     credit = torch.where(beyond[place] > 0, standardised(rewards, group_ids, eps=eps), scaled)
     return torch.where((lengths > 0) & group_spread(rewards, group_ids), credit, 0.0)
+
+
+hapo_group.needs_siblings = True

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Credit
+from llmrl.config import Share
 from llmrl.ops.masked import whiten as whitened
 from llmrl.ops.returns import generalised_advantages
 
@@ -15,8 +16,8 @@ def hnpg_critic(
     old_expected_values: Tensor,
     loss_mask: Tensor,
     *,
-    gamma: float = 1.0,
-    gae_lambda: float = 0.97,
+    gamma: Share = 1.0,
+    gae_lambda: Share = 0.97,
     whiten: bool = True,
 ) -> Credit:
     """Generalised advantages with V(s) = Σ_a π(a|s) q(s, a) as the baseline (HNPG, arXiv:2311.08384).

@@ -64,3 +64,6 @@ def planned_for(count: int, mode: Mode, horizon: int | None = None, segments: li
         own = torch.tensor((segments + segments[-1:] * count)[:count])
         return later & (own[:, None] == own)
     return later
+
+
+partial_returns.needs_siblings = True

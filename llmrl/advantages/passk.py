@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llmrl.config import NotNegative, Positive
 from llmrl.ops.groups import differing, group_count, group_max, group_std, group_sum
 
 
-def passk_top(rewards: Tensor, group_ids: Tensor, *, standardise: bool = True, eps: float = 1e-6) -> Tensor:
+def passk_top(rewards: Tensor, group_ids: Tensor, *, standardise: bool = True, eps: NotNegative = 1e-6) -> Tensor:
     """The best rollout gets its lead over the second best, all others 0 (arXiv:2503.19595); [B] -> [B].
 
     A_best = (r_1 - r_2) / (std + eps), std with n-1; without standardise not divided. A shared first place has no lead.
@@ -20,7 +21,7 @@ def passk_top(rewards: Tensor, group_ids: Tensor, *, standardise: bool = True, e
     return differing(lead / (group_std(rewards, group_ids) + eps) if standardise else lead, rewards, group_ids)
 
 
-def passk_analytic(rewards: Tensor, group_ids: Tensor, *, k: int = 4, threshold: float = 0.5) -> Tensor:
+def passk_analytic(rewards: Tensor, group_ids: Tensor, *, k: Positive = 4, threshold: float = 0.5) -> Tensor:
     """A rollout's credit averaged over all sets of k siblings, where a set earns 1 with any success (arXiv:2508.10751).
 
     n rollouts, w of them wrong (below `threshold`): m = 1 - C(w,k)/C(n,k), s = sqrt(m (1 - m)); a right one gets
@@ -43,3 +44,7 @@ def _chance(wrong: Tensor, size: Tensor, k: int) -> Tensor:
     for drawn in range(k):
         product = product * torch.where(drawn < size, (wrong - drawn) / (size - drawn).clamp(min=1), 1.0).clamp(min=0)
     return product
+
+
+for _part in (passk_top, passk_analytic):
+    _part.needs_siblings = True

@@ -8,6 +8,7 @@ from math import comb
 import torch
 from torch import Tensor
 
+from llmrl.config import Positive
 from llmrl.ops.groups import members
 
 
@@ -16,8 +17,8 @@ def polychromic(
     signatures: Tensor,
     group_ids: Tensor,
     *,
-    set_size: int = 4,
-    max_sets: int = 500,
+    set_size: Positive = 4,
+    max_sets: Positive = 500,
     uniform_counts: bool = True,
     seed: int = 0,
 ) -> Tensor:
@@ -64,3 +65,6 @@ def _margins(rewards: Tensor, signatures: Tensor, sets: Tensor, uniform_counts: 
     total.index_add_(0, sets.flatten(), margin)
     count.index_add_(0, sets.flatten(), torch.ones_like(margin))
     return total / count.clamp(min=1)
+
+
+polychromic.needs_siblings = True

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llmrl.config import NotNegative
 from llmrl.ops.groups import differing, group_count, group_max, group_mean, group_std
 
 
@@ -20,7 +21,7 @@ def rec(
     group_ids: Tensor,
     *,
     standardise: bool = False,
-    eps: float = 1e-6,
+    eps: NotNegative = 1e-6,
 ) -> Tensor:
     """r less the group's mean, over the rows that a selection has not given the weight 0 (arXiv:2509.24203, section 2).
 
@@ -36,7 +37,7 @@ def rec(
 
 
 def opmd(
-    rewards: Tensor, group_ids: Tensor, *, baseline: Literal["mean", "log_mean_exp"] = "mean", tau: float = 1.0
+    rewards: Tensor, group_ids: Tensor, *, baseline: Literal["mean", "log_mean_exp"] = "mean", tau: NotNegative = 1.0
 ) -> Tensor:
     """r less the group's mean, or less tau · log mean exp(r / tau), which is tau · log Z (arXiv:2509.24203, section 3).
 

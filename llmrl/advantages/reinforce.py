@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from llmrl.config import Share
+
 
 class Reinforce:
     """r less a moving mean of the rewards of past batches (Williams 1992; arXiv:2402.14740, section 2).
@@ -14,7 +16,7 @@ class Reinforce:
     an exponential mean, as old rewards were earned by another policy.
     """
 
-    def __init__(self, *, decay: float = 0.9):
+    def __init__(self, *, decay: Share = 0.9):
         self.decay = decay
 
     def init(self) -> dict[str, Any]:

@@ -44,3 +44,6 @@ def salt(
             for row, tokens in shared:
                 credit[row, tokens] = mean
     return credit
+
+
+salt.needs_siblings = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from llmrl.config import Natural, NotNegative
 from llmrl.ops.groups import differing, group_mean, group_std, subgroups
 
 
@@ -13,8 +14,8 @@ def stratified(
     strata: Tensor,
     *,
     alpha: float = 0.6,
-    max_stratum: int = 3,
-    eps: float = 1e-6,
+    max_stratum: Natural = 3,
+    eps: NotNegative = 1e-6,
 ) -> Tensor:
     """alpha · (r - mean) / (std + eps) within the stratum + (1 - alpha) · the same within the group (arXiv:2510.06214).
 
@@ -28,3 +29,6 @@ def stratified(
 def _standardised(rewards: Tensor, ids: Tensor, eps: float) -> Tensor:
     scaled = (rewards - group_mean(rewards, ids)) / (group_std(rewards, ids, population=True) + eps)
     return differing(scaled, rewards, ids)
+
+
+stratified.needs_siblings = True

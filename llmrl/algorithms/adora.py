@@ -8,6 +8,7 @@ from typing import Literal
 
 from llmrl.algorithm import Algorithm
 from llmrl.algorithms.grpo import grpo
+from llmrl.config import NotNegative, Positive
 from llmrl.shaping import adora as shaping
 
 
@@ -15,9 +16,9 @@ def adora(
     *,
     mode: Literal["attenuate", "amplify"] = "attenuate",
     threshold: float = 0.5,
-    kl_coef: float = 0.0,
-    epochs: int = 1,
-    minibatches: int = 1,
+    kl_coef: NotNegative = 0.0,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """GRPO that listens less to prompts on which thinking longer did not help, or more to those where it did.
 

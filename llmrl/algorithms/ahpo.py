@@ -7,12 +7,18 @@ from functools import partial
 from llmrl.advantages.ahpo import ahpo_gate
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm, Extra
+from llmrl.config import Natural, NotNegative, Positive
 from llmrl.objectives import ahpo as objectives
 from llmrl.objectives.policy import clipped_surrogate
 
 
 def ahpo(
-    *, min_right: int = 1, clip_low: float = 0.2, clip_high: float = 0.2, epochs: int = 1, minibatches: int = 1
+    *,
+    min_right: Natural = 1,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """GRPO, and likelihood of the expert's answer to a prompt while fewer than min_right rollouts are right (arXiv:2510.08540).
 

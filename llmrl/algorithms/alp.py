@@ -8,6 +8,7 @@ from typing import Literal
 from llmrl import catalog
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import AboveZero, NotNegative, Positive
 from llmrl.objectives import alp as objectives
 
 
@@ -16,11 +17,11 @@ def alp(
     sigma: float = 1e-6,
     noise_learning_rate: float = 5e-4,
     level: Literal["token", "sequence", "geometric"] = "sequence",
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    dual_clip: float | None = 3.0,
-    epochs: int = 1,
-    minibatches: int = 1,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.28,
+    dual_clip: AboveZero | None = 3.0,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """Trained with learned noise on every layer's input, against the engine's own log-probabilities (arXiv:2603.19470).
 

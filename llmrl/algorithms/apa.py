@@ -9,19 +9,20 @@ from llmrl.advantages.rec import opmd
 from llmrl.algorithm import Algorithm
 from llmrl.combiners.kl_in_reward import kl_in_reward
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.config import AboveZero, NotNegative, Positive, Share
 from llmrl.objectives import apa as objectives
 from llmrl.objectives.value import value
 
 
 def apa(
     *,
-    temperature: float = 0.1,
-    kl_coef: float = 0.05,
-    value_coef: float = 1.0,
-    gae_lambda: float = 0.95,
+    temperature: AboveZero = 0.1,
+    kl_coef: NotNegative = 0.05,
+    value_coef: NotNegative = 1.0,
+    gae_lambda: Share = 0.95,
     soft_baseline: bool = False,
-    epochs: int = 2,
-    minibatches: int = 4,
+    epochs: Positive = 2,
+    minibatches: Positive = 4,
 ) -> Algorithm:
     """A squared fit of log-probabilities to the initial policy's plus A / temperature, no ratio, no clip (arXiv:2306.02231).
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from llmrl.algorithm import Algorithm
 from llmrl.algorithms.dapo import dapo
+from llmrl.config import Positive
 from llmrl.shaping import aspo as shaping
 
 
@@ -15,8 +16,8 @@ def aspo(
     delta: float = -2.0,
     bound: float = 0.7,
     threshold: float = 0.5,
-    epochs: int = 1,
-    minibatches: int = 1,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """DAPO that prefers, among right answers, those that call the tool earlier (arXiv:2508.19201).
 

@@ -8,19 +8,20 @@ from llmrl.advantages.gae import gae
 from llmrl.algorithm import Algorithm
 from llmrl.combiners.kl_in_reward import kl_in_reward
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.config import AboveZero, NotNegative, Positive, Share
 from llmrl.objectives import apa as objectives
 from llmrl.objectives.value import value
 
 
 def awr(
     *,
-    temperature: float = 2.0,
-    max_weight: float | None = None,
-    kl_coef: float = 0.05,
-    value_coef: float = 1.0,
-    gae_lambda: float = 0.95,
-    epochs: int = 2,
-    minibatches: int = 4,
+    temperature: AboveZero = 2.0,
+    max_weight: AboveZero | None = None,
+    kl_coef: NotNegative = 0.05,
+    value_coef: NotNegative = 1.0,
+    gae_lambda: Share = 0.95,
+    epochs: Positive = 2,
+    minibatches: Positive = 4,
 ) -> Algorithm:
     """Likelihood of what was sampled, weighted by exp(A / temperature) (arXiv:1910.00177).
 

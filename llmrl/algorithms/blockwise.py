@@ -7,16 +7,17 @@ from typing import Literal
 
 from llmrl.advantages import blockwise as advantages
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative, Positive
 from llmrl.objectives import blockwise as objectives
 
 
 def blockwise(
     *,
     baseline: Literal["outcome", "group", "batch", "none"] = "outcome",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    epochs: int = 1,
-    minibatches: int = 1,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """Each segment of an answer is credited by its own scorer and weighs the same (arXiv:2602.10231).
 

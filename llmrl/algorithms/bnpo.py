@@ -6,6 +6,7 @@ from functools import partial
 
 from llmrl.advantages import bnpo as advantages
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative
 from llmrl.objectives.policy import clipped_surrogate
 
 
@@ -14,8 +15,8 @@ def bnpo(
     decompose: bool = False,
     low: float = 0.0,
     high: float = 1.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.28,
 ) -> Algorithm:
     """Centred rewards over a Beta density that follows the success rates of the batch (arXiv:2506.02864).
 

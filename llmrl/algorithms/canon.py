@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmrl.advantages import canon as advantages
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative, Positive
 from llmrl.objectives.policy import clipped_surrogate
 
 
@@ -16,10 +17,10 @@ def canon(
     mu: float = 1.0,
     schedule: advantages.Schedule = "constant",
     alpha: float = 1.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    epochs: int = 1,
-    minibatches: int = 1,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.28,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """Answers of high entropy, or long ones, against those of low entropy, or short ones (arXiv:2509.23962).
 

@@ -6,10 +6,17 @@ from functools import partial
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import AboveZero, NotNegative, Positive
 from llmrl.objectives import weighted
 
 
-def cispo(*, ratio_min: float = 0.0, ratio_max: float = 5.0, epochs: int = 1, minibatches: int = 1) -> Algorithm:
+def cispo(
+    *,
+    ratio_min: NotNegative = 0.0,
+    ratio_max: AboveZero = 5.0,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
+) -> Algorithm:
     """REINFORCE under a detached, bounded ratio, so that no token loses its gradient (MiniMax-M1, arXiv:2506.13585)."""
     return Algorithm(
         advantage=standardised,

@@ -6,18 +6,19 @@ from functools import partial
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import Positive, Share
 from llmrl.objectives import covariance
 from llmrl.shaping.covariance import clip_cov_selection
 
 
 def clip_cov(
     *,
-    fraction: float = 2e-4,
+    fraction: Share = 2e-4,
     covariance_low: float = 1.0,
     covariance_high: float = 5.0,
     seed: int = 0,
-    epochs: int = 1,
-    minibatches: int = 8,
+    epochs: Positive = 1,
+    minibatches: Positive = 8,
 ) -> Algorithm:
     """GRPO's credit; entropy is kept up by detaching a few tokens where log-probability and credit agree (arXiv:2505.22617)."""
     chosen = partial(

@@ -8,18 +8,19 @@ from typing import Literal
 
 from llmrl.algorithm import Algorithm
 from llmrl.algorithms.grpo import grpo
+from llmrl.config import Positive, Share
 from llmrl.selections import d3s as selections
 
 
 def d3s(
     *,
-    initial_share: float = 0.25,
-    final_share: float = 1.0,
-    initial_token_share: float = 0.2,
-    final_token_share: float = 1.0,
+    initial_share: Share = 0.25,
+    final_share: Share = 1.0,
+    initial_token_share: Share = 0.2,
+    final_token_share: Share = 1.0,
     level: Literal["batch", "group"] = "batch",
-    epochs: int = 1,
-    minibatches: int = 1,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """GRPO on the rollouts that differ most in credit and on their most uncertain tokens (arXiv:2509.22115).
 

@@ -8,15 +8,16 @@ from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
 from llmrl.combiners.length import overlong_penalty
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.config import NotNegative, Positive
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.selections.dynamic_sampling import dynamic_sampling
 
 
 def dapo(
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    max_batches: int = 10,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.28,
+    max_batches: Positive = 10,
     max_tokens: int | None = None,
     buffer: int = 4096,
 ) -> Algorithm:

@@ -6,16 +6,17 @@ from functools import partial
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import AboveZero, NotNegative, Positive
 from llmrl.objectives import decoupled
 
 
 def decoupled_ppo(
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    cap: float | None = None,
-    epochs: int = 1,
-    minibatches: int = 4,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    cap: AboveZero | None = None,
+    epochs: Positive = 1,
+    minibatches: Positive = 4,
 ) -> Algorithm:
     """PPO's clip around the policy that the updates began with, weighted from the one that sampled (arXiv:2505.24298).
 

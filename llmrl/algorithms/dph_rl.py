@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm, Before, Extra
+from llmrl.config import AboveZero, NotNegative, Positive
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.regularizers.dph import dph, dph_fresh
 from llmrl.selections.prompts import dph_split
@@ -17,14 +18,14 @@ FRESH_SHARE = 0.1  # of the micro-batches that the released code puts the other 
 def dph_rl(
     *,
     divergence: Literal["forward_kl", "js", "alpha", "js_definition"] = "forward_kl",
-    eta: float = 0.01,
+    eta: NotNegative = 0.01,
     alpha: float = 0.2,
-    num_samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    dual_clip: float | None = 3.0,
-    epochs: int = 1,
-    minibatches: int = 1,
+    num_samples: Positive = 8,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.28,
+    dual_clip: AboveZero | None = 3.0,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """Policy gradient on what the first policy cannot do yet, its own stored answers on what it can (arXiv:2509.07430).
 

@@ -8,6 +8,7 @@ from functools import partial
 from llmrl.advantages.dpp import dpp
 from llmrl.algorithm import Algorithm
 from llmrl.algorithms.grpo import grpo
+from llmrl.config import NotNegative, Positive
 
 
 def dpp_grpo(
@@ -15,9 +16,9 @@ def dpp_grpo(
     reward_coef: float = 0.5,
     diversity_coef: float = 0.5,
     gate: bool = True,
-    kl_coef: float = 0.0,
-    epochs: int = 1,
-    minibatches: int = 1,
+    kl_coef: NotNegative = 0.0,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """Half the reward, half the gain in log det of the group's similarities, for right answers (arXiv:2511.20647).
 

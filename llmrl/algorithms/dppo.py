@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative, Positive
 from llmrl.objectives import dppo as objectives
 
 USUAL = {"tv": 0.2, "kl": 0.05}
@@ -15,10 +16,10 @@ USUAL = {"tv": 0.2, "kl": 0.05}
 def dppo(
     *,
     divergence: Literal["tv", "kl"] = "tv",
-    delta_low: float | None = None,
-    delta_high: float | None = None,
-    epochs: int = 1,
-    minibatches: int = 1,
+    delta_low: NotNegative | None = None,
+    delta_high: NotNegative | None = None,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """A token stops moving once its probability is far from the sampler's, not its ratio (arXiv:2602.04879).
 

@@ -6,10 +6,11 @@ from functools import partial
 
 from llmrl.advantages.group import centred
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative
 from llmrl.objectives.policy import clipped_surrogate
 
 
-def dr_grpo(*, clip_low: float = 0.2, clip_high: float = 0.2) -> Algorithm:
+def dr_grpo(*, clip_low: NotNegative = 0.2, clip_high: NotNegative = 0.2) -> Algorithm:
     """Rewards less the group's mean, and a divisor that knows no length: the longest answer allowed (arXiv:2503.20783)."""
     return Algorithm(
         advantage=centred,

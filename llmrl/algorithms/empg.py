@@ -7,6 +7,7 @@ from functools import partial
 
 from llmrl.algorithm import Algorithm
 from llmrl.algorithms.grpo import grpo
+from llmrl.config import NotNegative, Positive
 from llmrl.shaping import empg as shaping
 
 
@@ -14,11 +15,11 @@ def empg(
     *,
     sharpness: float = 1.0,
     bonus_sharpness: float = 1.0,
-    bonus_coef: float = 0.1,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    epochs: int = 1,
-    minibatches: int = 1,
+    bonus_coef: NotNegative = 0.1,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """GRPO whose credit is larger on steps the policy was sure of, with a bonus for clear next steps (arXiv:2509.09265).
 

@@ -6,11 +6,12 @@ from typing import Literal
 
 from llmrl.algorithm import Algorithm
 from llmrl.conditions.feedback import Feedback
+from llmrl.config import Positive
 from llmrl.objectives.likelihood import likelihood
 from llmrl.selections.contrast import one_right_one_wrong
 
 
-def fcp(*, stage: Literal["offline", "bootstrap"] = "bootstrap", minibatches: int = 1) -> Algorithm:
+def fcp(*, stage: Literal["offline", "bootstrap"] = "bootstrap", minibatches: Positive = 1) -> Algorithm:
     """Likelihood of each answer given the verbal feedback it earned; the score never enters the loss (arXiv:2509.22638).
 
     stage 'offline': sample without a condition, keep one right and one wrong answer a prompt (section 3.1 there).

@@ -7,6 +7,7 @@ from functools import partial
 
 from llmrl.advantages.gae import gae
 from llmrl.algorithm import Algorithm
+from llmrl.config import Natural, NotNegative, Positive, Share
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.objectives.value import value
 from llmrl.regularizers.entropy import entropy_bonus
@@ -18,15 +19,15 @@ def fixpo(
     *,
     bound: float = 0.2,
     target_coef: float = 2.0,
-    beta: float = 1.0,
+    beta: NotNegative = 1.0,
     beta_learning_rate: float = 0.01,
-    value_coef: float = 0.5,
+    value_coef: NotNegative = 0.5,
     entropy_coef: float = 0.0,
-    gae_lambda: float = 0.95,
-    max_steps: int = 100,
+    gae_lambda: Share = 0.95,
+    max_steps: Natural = 100,
     exact: bool = True,
-    epochs: int = 4,
-    minibatches: int = 4,
+    epochs: Positive = 4,
+    minibatches: Positive = 4,
 ) -> Algorithm:
     """PPO without its clip: a KL penalty, and a second phase that leaves no token past `bound` (arXiv:2312.05405).
 

@@ -6,10 +6,11 @@ from functools import partial
 
 from llmrl.advantages import gdpo as advantages
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative
 from llmrl.objectives.policy import clipped_surrogate
 
 
-def gdpo(*, clip_low: float = 0.2, clip_high: float = 0.2) -> Algorithm:
+def gdpo(*, clip_low: NotNegative = 0.2, clip_high: NotNegative = 0.2) -> Algorithm:
     """Each scorer standardised within the group by itself, their weighted sum over the batch (arXiv:2601.05242)."""
     return Algorithm(
         advantage=advantages.gdpo,

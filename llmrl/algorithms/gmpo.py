@@ -6,10 +6,17 @@ from functools import partial
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative, Positive
 from llmrl.objectives import sequence
 
 
-def gmpo(*, clip_low: float = 0.4, clip_high: float = 0.4, epochs: int = 1, minibatches: int = 1) -> Algorithm:
+def gmpo(
+    *,
+    clip_low: NotNegative = 0.4,
+    clip_high: NotNegative = 0.4,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
+) -> Algorithm:
     """GRPO with the geometric mean of an answer's clipped ratios (arXiv:2507.20673). The clip bounds log ratios."""
     return Algorithm(
         advantage=standardised,

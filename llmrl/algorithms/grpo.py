@@ -6,12 +6,18 @@ from functools import partial
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative, Positive
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.regularizers.kl import kl_k3
 
 
 def grpo(
-    *, clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.0, epochs: int = 1, minibatches: int = 1
+    *,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    kl_coef: NotNegative = 0.0,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """Rewards standardised within each prompt's group, no critic (arXiv:2402.03300).
 

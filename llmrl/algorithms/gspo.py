@@ -6,16 +6,17 @@ from functools import partial
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative, Positive
 from llmrl.objectives import sequence
 
 
 def gspo(
     *,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
+    clip_low: NotNegative = 3e-4,
+    clip_high: NotNegative = 4e-4,
     per_token: bool = False,
-    epochs: int = 1,
-    minibatches: int = 4,
+    epochs: Positive = 1,
+    minibatches: Positive = 4,
 ) -> Algorithm:
     """GRPO with one ratio an answer, the geometric mean of its tokens' (arXiv:2507.18071).
 

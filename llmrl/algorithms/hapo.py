@@ -6,6 +6,7 @@ from functools import partial
 
 from llmrl.advantages.hapo import hapo_group
 from llmrl.algorithm import Algorithm
+from llmrl.config import AboveZero, NotNegative, Positive, Share
 from llmrl.objectives import hapo as objectives
 from llmrl.sampling.hapo import HapoTemperature
 from llmrl.selections.dynamic_sampling import dynamic_sampling
@@ -14,16 +15,16 @@ from llmrl.shaping.hapo import hapo_redistribution, hapo_scores
 
 def hapo(
     *,
-    tau: float = 0.05,
-    quantile: float = 0.8,
-    beta: float = 1.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    tau: NotNegative = 0.05,
+    quantile: Share = 0.8,
+    beta: NotNegative = 1.0,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
     clip_scale: float = 1.0,
-    dual_clip: float | None = 10.0,
+    dual_clip: AboveZero | None = 10.0,
     released_sign: bool = False,
-    epochs: int = 1,
-    minibatches: int = 16,
+    epochs: Positive = 1,
+    minibatches: Positive = 16,
 ) -> Algorithm:
     """A token's entropy sets its temperature, its share of the credit and its clip range (arXiv:2509.16591).
 

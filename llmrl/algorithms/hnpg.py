@@ -6,19 +6,20 @@ from functools import partial
 
 from llmrl.advantages.hnpg import hnpg_critic
 from llmrl.algorithm import Algorithm, Extra
+from llmrl.config import NotNegative, Positive, Share
 from llmrl.objectives import hnpg as objectives
 from llmrl.objectives.policy import clipped_surrogate
 
 
 def hnpg(
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    value_coef: float = 1.0,
-    gae_lambda: float = 0.97,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    value_coef: NotNegative = 1.0,
+    gae_lambda: Share = 0.97,
     offline_coef: float = 1.0,
-    epochs: int = 1,
-    minibatches: int = 1,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """A critic of every token, fitted on rollouts and on demonstrations alike, teaches the policy on both (arXiv:2311.08384).
 

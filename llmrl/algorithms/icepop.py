@@ -6,6 +6,7 @@ from functools import partial
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative, Positive
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.shaping import importance
 
@@ -14,10 +15,10 @@ def icepop(
     *,
     low: float = 0.5,
     high: float = 5.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    epochs: int = 1,
-    minibatches: int = 1,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """GRPO whose tokens are weighted by the trainer's over the engine's probability, and 0 outside [low, high].
 

@@ -6,10 +6,11 @@ from functools import partial
 
 from llmrl.advantages import group
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative
 from llmrl.objectives.policy import clipped_surrogate
 
 
-def maxrl(*, clip_low: float = 0.2, clip_high: float = 0.2) -> Algorithm:
+def maxrl(*, clip_low: NotNegative = 0.2, clip_high: NotNegative = 0.2) -> Algorithm:
     """Centred rewards over the group's success rate: rare successes weigh more, as in log-likelihood (arXiv:2602.02710)."""
     return Algorithm(
         advantage=group.maxrl,

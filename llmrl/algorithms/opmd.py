@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmrl.advantages import rec as advantages
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative
 from llmrl.objectives.opmd import opmd_kimi, opmd_pairwise, opmd_simple
 
 
@@ -14,7 +15,7 @@ def opmd(
     *,
     form: Literal["kimi", "pairwise", "simple"] = "kimi",
     baseline: Literal["mean", "log_mean_exp"] = "mean",
-    tau: float = 1.0,
+    tau: NotNegative = 1.0,
 ) -> Algorithm:
     """Centred rewards and a squared pull of each answer to the policy that wrote it (arXiv:2501.12599, arXiv:2509.24203).
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Literal
 
 from llmrl.algorithm import Algorithm
+from llmrl.config import AboveZero, NotNegative, Positive
 from llmrl.objectives import p3o as objectives
 from llmrl.selections.pairs import disjoint_pairs
 
@@ -13,11 +14,11 @@ from llmrl.selections.pairs import disjoint_pairs
 def p3o(
     *,
     clip: Literal["joint", "separate"] = "joint",
-    clip_range: float = 0.2,
-    kl_coef: float = 0.05,
-    max_ratio: float = 10.0,
-    epochs: int = 4,
-    minibatches: int = 1,
+    clip_range: NotNegative = 0.2,
+    kl_coef: NotNegative = 0.05,
+    max_ratio: AboveZero = 10.0,
+    epochs: Positive = 4,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """Two answers of a prompt credited by their difference in reward: no critic, no baseline (arXiv:2310.00212).
 

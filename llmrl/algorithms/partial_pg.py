@@ -8,6 +8,7 @@ from llmrl.advantages.partial_returns import Mode, partial_returns
 from llmrl.algorithm import Algorithm
 from llmrl.combiners.process_rewards import process_rewards
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.config import Positive
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.objectives.reinforce import reinforce
 
@@ -18,8 +19,8 @@ def partial_pg(
     horizon: int | None = None,
     segments: list[int] | None = None,
     offline: bool = False,
-    epochs: int = 1,
-    minibatches: int = 1,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """Each step is credited with the rewards that it plans for: all later ones, its own, the next few (arXiv:2603.06138).
 

@@ -7,11 +7,16 @@ from typing import Literal
 
 from llmrl.advantages.passk import passk_analytic, passk_top
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative, Positive
 from llmrl.objectives.policy import clipped_surrogate
 
 
 def passk(
-    *, k: int = 4, form: Literal["analytic", "top"] = "analytic", clip_low: float = 0.2, clip_high: float = 0.2
+    *,
+    k: Positive = 4,
+    form: Literal["analytic", "top"] = "analytic",
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
 ) -> Algorithm:
     """Credit for a group that succeeds in k tries, by its closed form over all sets of k (arXiv:2508.10751).
 

@@ -8,10 +8,16 @@ from functools import partial
 from llmrl.advantages.polychromic import polychromic
 from llmrl.algorithm import Algorithm
 from llmrl.algorithms.grpo import grpo
+from llmrl.config import NotNegative, Positive
 
 
 def poly_ppo(
-    *, set_size: int = 4, max_sets: int = 500, kl_coef: float = 0.0, epochs: int = 1, minibatches: int = 1
+    *,
+    set_size: Positive = 4,
+    max_sets: Positive = 500,
+    kl_coef: NotNegative = 0.0,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """Rollouts are credited as members of sets, by the set's mean reward times its diversity (arXiv:2509.25424).
 

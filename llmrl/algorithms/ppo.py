@@ -8,21 +8,22 @@ from llmrl.advantages.gae import gae
 from llmrl.algorithm import Algorithm
 from llmrl.combiners.kl_in_reward import kl_in_reward
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.config import NotNegative, Positive, Share
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.objectives.value import value
 
 
 def ppo(
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    value_coef: float = 0.1,
-    value_clip: float | None = 0.2,
-    gamma: float = 1.0,
-    gae_lambda: float = 0.95,
-    kl_coef: float = 0.05,
-    epochs: int = 2,
-    minibatches: int = 2,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    value_coef: NotNegative = 0.1,
+    value_clip: NotNegative | None = 0.2,
+    gamma: Share = 1.0,
+    gae_lambda: Share = 0.95,
+    kl_coef: NotNegative = 0.05,
+    epochs: Positive = 2,
+    minibatches: Positive = 2,
 ) -> Algorithm:
     """Clipped surrogate and a clipped value loss, KL to the reference in the reward (arXiv:1707.06347, arXiv:2203.02155).
 

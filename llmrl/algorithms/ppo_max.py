@@ -9,6 +9,7 @@ from llmrl.algorithm import Algorithm, Extra
 from llmrl.combiners.kl_in_reward import kl_in_reward
 from llmrl.combiners.ppo_max import PpoMaxNormalisation
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.config import NotNegative, Share
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.objectives.value import value
 from llmrl.regularizers.ptx import ptx
@@ -16,15 +17,15 @@ from llmrl.regularizers.ptx import ptx
 
 def ppo_max(
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    value_coef: float = 1.0,
-    value_clip: float | None = 0.2,
-    gae_lambda: float = 0.95,
-    kl_coef: float = 0.02,
-    reward_clip: float | None = 0.3,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    value_coef: NotNegative = 1.0,
+    value_clip: NotNegative | None = 0.2,
+    gae_lambda: Share = 0.95,
+    kl_coef: NotNegative = 0.02,
+    reward_clip: NotNegative | None = 0.3,
     centred: bool = True,
-    ptx_coef: float = 0.0,
+    ptx_coef: NotNegative = 0.0,
 ) -> Algorithm:
     """PPO on rewards normalised and clipped by all that came before, with KL in the reward and ptx (arXiv:2307.04964).
 

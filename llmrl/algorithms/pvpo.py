@@ -7,6 +7,7 @@ from functools import partial
 
 from llmrl.advantages import pvpo as advantages
 from llmrl.algorithm import Algorithm, Before, Extra
+from llmrl.config import Natural, NotNegative, Positive
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.objectives.reinforce import reinforce
 from llmrl.selections.prompts import pvpo_presample
@@ -14,13 +15,13 @@ from llmrl.selections.prompts import pvpo_presample
 
 def pvpo(
     *,
-    num_samples: int = 8,
-    refresh_every: int = 500,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    num_samples: Positive = 8,
+    refresh_every: Natural = 500,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
     answer_coef: float = 0.0,
-    epochs: int = 1,
-    minibatches: int = 1,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """Reward less what the reference policy earned on the prompt, measured ahead of training (arXiv:2508.21104).
 

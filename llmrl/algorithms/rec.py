@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmrl.advantages import rec as advantages
 from llmrl.algorithm import Algorithm
+from llmrl.config import NotNegative
 from llmrl.objectives import rec as objectives
 
 
@@ -14,8 +15,8 @@ def rec(
     *,
     mask: Literal["one_side", "two_side", "ring", "none"] = "one_side",
     weight: Literal["none", "is", "tis", "advantage"] = "none",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
     standardise: bool = False,
 ) -> Algorithm:
     """REINFORCE on centred rewards; what keeps it safe off policy is the clip and not the ratio (arXiv:2509.24203).

@@ -8,6 +8,7 @@ from llmrl.advantages import reinforce_pp as advantages
 from llmrl.algorithm import Algorithm
 from llmrl.combiners.kl_in_reward import kl_in_reward
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.config import NotNegative, Share
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.regularizers.kl import kl_k2
 
@@ -15,10 +16,10 @@ from llmrl.regularizers.kl import kl_k2
 def reinforce_pp(
     *,
     baseline: bool = False,
-    gamma: float = 1.0,
-    kl_coef: float = 0.01,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    gamma: Share = 1.0,
+    kl_coef: NotNegative = 0.01,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
 ) -> Algorithm:
     """Rewards still to come, whitened over the whole batch, with PPO's clip and no critic (arXiv:2501.03262).
 

@@ -8,10 +8,11 @@ from llmrl.advantages import reinforce as advantages
 from llmrl.algorithm import Algorithm
 from llmrl.combiners.kl_in_reward import kl_in_reward
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.config import NotNegative
 from llmrl.objectives.reinforce import reinforce
 
 
-def remax(*, kl_coef: float = 0.05) -> Algorithm:
+def remax(*, kl_coef: NotNegative = 0.05) -> Algorithm:
     """REINFORCE against the reward of one greedy answer to each prompt, no critic (arXiv:2310.10505).
 
     kl_coef: KL to the reference in the reward of an answer; 0 needs no reference policy. The authors' code discounts the

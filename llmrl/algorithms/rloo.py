@@ -9,16 +9,17 @@ from llmrl.advantages.group import leave_one_out
 from llmrl.algorithm import Algorithm
 from llmrl.combiners.kl_in_reward import kl_in_reward
 from llmrl.combiners.weighted_sum import weighted_sum
+from llmrl.config import NotNegative
 from llmrl.objectives.reinforce import reinforce
 from llmrl.objectives.sequence import rloo_clip
 
 
 def rloo(
     *,
-    kl_coef: float = 0.03,
+    kl_coef: NotNegative = 0.03,
     form: Literal["reinforce", "clip"] = "reinforce",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
 ) -> Algorithm:
     """The mean reward of the siblings as baseline, the whole answer as one action (arXiv:2402.14740).
 

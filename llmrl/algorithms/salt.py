@@ -9,15 +9,16 @@ from typing import Literal
 from llmrl.advantages import salt as advantages
 from llmrl.algorithm import Algorithm
 from llmrl.algorithms.grpo import grpo
+from llmrl.config import NotNegative, Positive
 
 
 def salt(
     *,
     history: int | None = None,
     base: Literal["grpo", "rloo"] = "grpo",
-    kl_coef: float = 0.0,
-    epochs: int = 1,
-    minibatches: int = 1,
+    kl_coef: NotNegative = 0.0,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """GRPO or RLOO in which a step that several episodes took earns the mean of what they earned (arXiv:2510.20022).
 

@@ -6,11 +6,16 @@ from functools import partial
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import AboveZero, Positive
 from llmrl.objectives import sapo as objectives
 
 
 def sapo(
-    *, temperature_positive: float = 1.0, temperature_negative: float = 1.05, epochs: int = 1, minibatches: int = 1
+    *,
+    temperature_positive: AboveZero = 1.0,
+    temperature_negative: AboveZero = 1.05,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """GRPO with a soft gate on the ratio in place of the clip (arXiv:2511.20347)."""
     gate = partial(

@@ -8,10 +8,16 @@ from functools import partial
 from llmrl.advantages.stratified import stratified
 from llmrl.algorithm import Algorithm
 from llmrl.algorithms.grpo import grpo
+from llmrl.config import Natural, NotNegative, Positive
 
 
 def stratified_grpo(
-    *, alpha: float = 0.6, max_stratum: int = 3, kl_coef: float = 0.0, epochs: int = 1, minibatches: int = 1
+    *,
+    alpha: float = 0.6,
+    max_stratum: Natural = 3,
+    kl_coef: NotNegative = 0.0,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """Credit among rollouts with as many tool calls, blended with credit among all of the prompt (arXiv:2510.06214).
 

@@ -7,18 +7,19 @@ from typing import Literal
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import AboveZero, NotNegative, Positive
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.shaping.importance import importance_weights
 
 
 def tis(
     *,
-    cap: float = 2.0,
+    cap: AboveZero = 2.0,
     level: Literal["token", "sequence", "geometric"] = "token",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    epochs: int = 1,
-    minibatches: int = 1,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    epochs: Positive = 1,
+    minibatches: Positive = 1,
 ) -> Algorithm:
     """GRPO whose tokens are weighted by min(trainer's over engine's probability, cap).
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from llmrl.advantages.group import standardised
 from llmrl.algorithm import Algorithm
+from llmrl.config import Positive
 from llmrl.objectives import weighted
 
 
-def vespo(*, epochs: int = 1, minibatches: int = 1) -> Algorithm:
+def vespo(*, epochs: Positive = 1, minibatches: Positive = 1) -> Algorithm:
     """REINFORCE under a soft function of the whole answer's ratio to its sampler (arXiv:2602.10693)."""
     return Algorithm(
         advantage=standardised,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from llmrl.config import NotNegative
 from llmrl.ops import kl
 from llmrl.ops.masked import last_counted
 
@@ -16,7 +17,7 @@ def kl_in_reward(
     ref_logprobs: Tensor,
     loss_mask: Tensor,
     *,
-    kl_coef: float = 0.05,
+    kl_coef: NotNegative = 0.05,
     estimator: Literal["k1", "k2", "k3"] = "k1",
     per_token: bool = True,
 ) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from llmrl.config import NotNegative
+
 
 class PpoMaxNormalisation:
     """clip((r - mean) / std, ±reward_clip) by the moments of all rewards so far, this batch included (arXiv:2307.04964).
@@ -15,7 +17,7 @@ class PpoMaxNormalisation:
     than two rewards or none differs. The released script only divides, without a clip: centred false, reward_clip null.
     """
 
-    def __init__(self, *, reward_clip: float | None = 0.3, centred: bool = True):
+    def __init__(self, *, reward_clip: NotNegative | None = 0.3, centred: bool = True):
         self.reward_clip = reward_clip
         self.centred = centred
 

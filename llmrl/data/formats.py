@@ -161,7 +161,9 @@ def _read_pair(view: Row, asked: str) -> tuple[Context, tuple[Completion, ...]]:
     # Published pairs often repeat, as text, the prompt that their messages begin with.
     if prompt is None or (isinstance(prompt, str) and not isinstance(chosen, str)):
         if isinstance(chosen, str) is not isinstance(rejected, str):
-            raise DataError(f"chosen is {chosen!r:.40}, rejected {rejected!r:.40}; expected text for both, or messages for both.")
+            raise DataError(
+                f"chosen is {chosen!r:.40}, rejected {rejected!r:.40}; expected text for both, or messages for both."
+            )
         if not isinstance(chosen, str):
             chosen, rejected = to_turns(chosen, "chosen"), to_turns(rejected, "rejected")
         size = shared(chosen, rejected)

@@ -42,7 +42,9 @@ def demand_unicode(prompt: Prompt) -> None:
     texts = [prompt.text or "", *(str(message["content"]) for message in prompt.messages or ())]
     for text in texts:
         if half := next((c for c in text if "\ud800" <= c <= "\udfff"), None):
-            raise DataError(f"its prompt holds {half!r}, half of a surrogate pair; expected Unicode text. Mend the row.")
+            raise DataError(
+                f"its prompt holds {half!r}, half of a surrogate pair; expected Unicode text. Mend the row."
+            )
 
 
 def render_completion(prompt: Prompt, completion: Completion, tokenizer: Any) -> Ids:

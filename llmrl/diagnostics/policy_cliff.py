@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llmrl.config import AboveZero, Positive
 from llmrl.ops.groups import members
 
 
@@ -35,9 +36,9 @@ def policy_cliff(
     signatures: Tensor,
     group_ids: Tensor,
     *,
-    temperature: float = 0.1,
+    temperature: AboveZero = 0.1,
     perturbation: float = 0.05,
-    num_perturbations: int = 8,
+    num_perturbations: Positive = 8,
     seed: int = 0,
 ) -> dict[str, float]:
     """Over the prompts: share with tied best answers, how often the best flips, how far the soft policy moves.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import AboveZero, NotNegative
 from llmrl.objectives.policy import clipped_surrogate
 
 
@@ -18,9 +19,9 @@ def alp(
     loss_mask: Tensor,
     *,
     level: Literal["token", "sequence", "geometric"] = "sequence",
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    dual_clip: float | None = 3.0,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.28,
+    dual_clip: AboveZero | None = 3.0,
 ) -> Loss:
     """PPO's clip on the ratio of the perturbed policy to the engine's own log-probabilities (ALP, arXiv:2603.19470).
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import AboveZero
 
 
-def apa(logprobs: Tensor, ref_logprobs: Tensor, advantages: Tensor, *, temperature: float = 1.0) -> Loss:
+def apa(logprobs: Tensor, ref_logprobs: Tensor, advantages: Tensor, *, temperature: AboveZero = 1.0) -> Loss:
     """(logprobs - A / temperature - ref_logprobs)²: the squared distance to pi_ref exp(A / temperature) (arXiv:2306.02231).
 
     [B,T] each; the released code's coefficient is 1 / temperature, and the log-probabilities that it calls old are the
@@ -18,7 +19,9 @@ def apa(logprobs: Tensor, ref_logprobs: Tensor, advantages: Tensor, *, temperatu
     return Loss((logprobs - advantages / temperature - ref_logprobs) ** 2)
 
 
-def awr(logprobs: Tensor, advantages: Tensor, *, temperature: float = 1.0, max_weight: float | None = None) -> Loss:
+def awr(
+    logprobs: Tensor, advantages: Tensor, *, temperature: AboveZero = 1.0, max_weight: AboveZero | None = None
+) -> Loss:
     """-exp(A / temperature) logprobs, the weight at most max_weight (advantage-weighted regression, arXiv:1910.00177, eq. 5).
 
     [B,T] each. A = 0 is plain likelihood: every sample is imitated, the better ones more.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative
 from llmrl.objectives.policy import clipped_surrogate
 
 
@@ -16,8 +17,8 @@ def blockwise(
     block_ids: Tensor,
     loss_mask: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
 ) -> Loss:
     """PPO's surrogate divided by the counted tokens of the token's own block (arXiv:2602.10231, section 4.3); [B,T].
 

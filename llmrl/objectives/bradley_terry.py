@@ -6,10 +6,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative
 
 
 def bradley_terry(
-    chosen_end_scores: Tensor, rejected_end_scores: Tensor, chosen_margins: Tensor, *, centre_coef: float = 0.0
+    chosen_end_scores: Tensor, rejected_end_scores: Tensor, chosen_margins: Tensor, *, centre_coef: NotNegative = 0.0
 ) -> Loss:
     """-log sigmoid(R_c - R_r - margin) + centre_coef (R_c + R_r)², R the score at an answer's last token.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.ops.ratio import log_ratio
 
@@ -16,14 +17,19 @@ ROUNDING = 1e-5  # of a log-probability in single precision
 
 
 def clip_cov(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float = 1.0, clip_high: float = 1.0
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: NotNegative = 1.0,
+    clip_high: NotNegative = 1.0,
 ) -> Loss:
     """The clipped surrogate within 0 and 2, [B,T] (Clip-Cov); `clip_cov_selection` takes tokens out by weight."""
     return clipped_surrogate(logprobs, old_logprobs, advantages, clip_low=clip_low, clip_high=clip_high)
 
 
 def kl_cov(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, penalised: Tensor, *, kl_coef: float = 1.0
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, penalised: Tensor, *, kl_coef: NotNegative = 1.0
 ) -> Loss:
     """-A r, plus kl_coef |logprobs - old_logprobs| on the penalised tokens, [B,T] (KL-Cov).
 

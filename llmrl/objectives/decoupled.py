@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import AboveZero, NotNegative
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.ops.ratio import log_ratio
 
@@ -16,9 +17,9 @@ def decoupled_ppo(
     rollout_logprobs: Tensor,
     advantages: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    cap: float | None = None,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    cap: AboveZero | None = None,
 ) -> Loss:
     """w · clipped surrogate, w = exp(old_logprobs - rollout_logprobs) (AReaL, arXiv:2505.24298; arXiv:2110.00641).
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import AboveZero, NotNegative
 from llmrl.ops.ratio import log_ratio
 
 TINY = 1e-8
@@ -19,9 +20,9 @@ def dppo(
     advantages: Tensor,
     *,
     divergence: Literal["tv", "kl"] = "tv",
-    delta_low: float = 0.2,
-    delta_high: float = 0.2,
-    ratio_max: float = 20.0,
+    delta_low: NotNegative = 0.2,
+    delta_high: NotNegative = 0.2,
+    ratio_max: AboveZero = 20.0,
 ) -> Loss:
     """-sg[min(r, ratio_max)] A logprobs on the tokens that may move further (arXiv:2602.04879, binary approximations).
 
@@ -49,7 +50,7 @@ def prime(
     *,
     region: Literal["signed", "symmetric"] = "signed",
     delta: float = 0.2,
-    kl_coef: float = 1e-3,
+    kl_coef: NotNegative = 1e-3,
 ) -> Loss:
     """-A r on the tokens that may move further, plus kl_coef (log r)² on all: the default loss of prime-rl.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import AboveZero, NotNegative
 from llmrl.ops.entropy_scores import clip_ranges
 from llmrl.ops.ratio import log_ratio
 
@@ -16,10 +17,10 @@ def hapo(
     advantages: Tensor,
     entropy_scores: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
     clip_scale: float = 1.0,
-    dual_clip: float | None = 10.0,
+    dual_clip: AboveZero | None = 10.0,
 ) -> Loss:
     """PPO's surrogate where certain tokens may fall further and uncertain ones rise further (arXiv:2509.16591).
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative, Share
 from llmrl.ops.returns import generalised_advantages
 
 
-def hnpg_online(action_values: Tensor, returns: Tensor, *, value_coef: float = 1.0) -> Loss:
+def hnpg_online(action_values: Tensor, returns: Tensor, *, value_coef: NotNegative = 1.0) -> Loss:
     """value_coef · (q(s, a) - R)² on the policy's own rollouts, R what was still to come (HNPG, arXiv:2311.08384). [B,T]."""
     error = (action_values - returns) ** 2
     return Loss(value_coef * error, stats={"critic/error": error.detach()})
@@ -22,8 +23,8 @@ def hnpg(
     token_rewards: Tensor,
     loss_mask: Tensor,
     *,
-    gamma: float = 1.0,
-    value_coef: float = 1.0,
+    gamma: Share = 1.0,
+    value_coef: NotNegative = 1.0,
     actor_coef: float = 1.0,
 ) -> Loss:
     """value_coef · (q(s, a*) - (r + gamma V(s')))² - actor_coef · Σ_a π(a|s) A(s, a) on a data set (HNPG, arXiv:2311.08384).

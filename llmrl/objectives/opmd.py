@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative
 from llmrl.ops.groups import group_sum
 from llmrl.ops.masked import masked_sum
 
 
 def opmd_kimi(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, loss_mask: Tensor, *, tau: float = 1.0
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, loss_mask: Tensor, *, tau: NotNegative = 1.0
 ) -> Loss:
     """-Σ_t A logprobs + tau/2 (Σ_t logprobs - Σ_t old_logprobs)² of each answer (arXiv:2501.12599, section 2.3.2).
 
@@ -24,7 +25,13 @@ def opmd_kimi(
 
 
 def opmd_pairwise(
-    logprobs: Tensor, old_logprobs: Tensor, rewards: Tensor, loss_mask: Tensor, group_ids: Tensor, *, tau: float = 1.0
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    rewards: Tensor,
+    loss_mask: Tensor,
+    group_ids: Tensor,
+    *,
+    tau: NotNegative = 1.0,
 ) -> Loss:
     """(1/K²) Σ_{i<j} (a_i - a_j)² of a prompt's K answers, a = r - tau Σ_t (logprobs - old_logprobs) (arXiv:2509.24203).
 
@@ -38,7 +45,7 @@ def opmd_pairwise(
     return Loss(torch.where(filled, (a - mean) ** 2 / size, 0.0), unit="group")
 
 
-def opmd_simple(logprobs: Tensor, advantages: Tensor, *, tau: float = 1.0) -> Loss:
+def opmd_simple(logprobs: Tensor, advantages: Tensor, *, tau: NotNegative = 1.0) -> Loss:
     """-A · logprobs / (1 + tau): REINFORCE, with a step that is the smaller the stronger the pull to the old policy. [B,T].
 
     The `opmd` of the code that accompanies arXiv:2509.24203: no ratio, no clip.

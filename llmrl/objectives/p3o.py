@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import AboveZero, NotNegative
 from llmrl.ops.ratio import EXPONENT_LIMIT
 
 
@@ -24,9 +25,9 @@ def p3o(
     rejected_loss_mask: Tensor,
     *,
     clip: Literal["joint", "separate"] = "joint",
-    clip_range: float = 0.2,
-    kl_coef: float = 0.05,
-    max_ratio: float = 10.0,
+    clip_range: NotNegative = 0.2,
+    kl_coef: NotNegative = 0.05,
+    max_ratio: AboveZero = 10.0,
 ) -> Loss:
     """Credit of two answers relative to each other, clipped in log-probabilities (P3O, arXiv:2310.00212). [P,T] and [P].
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import AboveZero, NotNegative
 from llmrl.ops.ratio import log_ratio
 
 
@@ -14,9 +15,9 @@ def clipped_surrogate(
     old_logprobs: Tensor,
     advantages: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    dual_clip: float | None = None,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
+    dual_clip: AboveZero | None = None,
 ) -> Loss:
     """PPO's pessimistic surrogate (arXiv:1707.06347, eq. 7); a wider clip_high alone is DAPO's change.
 
@@ -39,8 +40,8 @@ def two_sided_clip(
     old_logprobs: Tensor,
     advantages: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
     delta: float = 4.0,
 ) -> Loss:
     """The clipped surrogate with its unclipped branch bounded as well (INTELLECT-2, arXiv:2505.07291).

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative
 
 
 def dpo(
@@ -14,7 +15,7 @@ def dpo(
     chosen_ref_seq_logprobs: Tensor,
     rejected_ref_seq_logprobs: Tensor,
     *,
-    beta: float = 0.1,
+    beta: NotNegative = 0.1,
 ) -> Loss:
     """-log sigmoid(beta h), h = (chosen - its reference) - (rejected - its reference) (arXiv:2305.18290, eq. 7).
 

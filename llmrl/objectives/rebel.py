@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative
 
 
 def rebel(
@@ -15,7 +16,7 @@ def rebel(
     chosen_rewards: Tensor,
     rejected_rewards: Tensor,
     *,
-    eta: float = 1.0,
+    eta: NotNegative = 1.0,
 ) -> Loss:
     """((d_1 - d_2) - eta (r_1 - r_2))², d = logprobs - old_logprobs summed over an answer (arXiv:2404.16767, eq. 1). [P] each.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import AboveZero, NotNegative
 from llmrl.ops.ratio import log_ratio
 
 
@@ -18,13 +19,13 @@ def rec(
     *,
     mask: Literal["one_side", "two_side", "ring", "none"] = "one_side",
     weight: Literal["none", "is", "tis", "advantage"] = "none",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
     outer_low: float = 0.6,
     outer_high: float = 2.0,
-    temperature: float = 1.0,
-    k2_coef: float = 0.0,
-    forward_kl_coef: float = 0.0,
+    temperature: AboveZero = 1.0,
+    k2_coef: NotNegative = 0.0,
+    forward_kl_coef: NotNegative = 0.0,
 ) -> Loss:
     """-A · W · M · logprobs, gradient through the last factor alone (REC, arXiv:2509.24203, section 4).
 

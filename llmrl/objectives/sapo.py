@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import AboveZero
 from llmrl.ops.ratio import log_ratio
 
 
@@ -14,8 +15,8 @@ def sapo(
     old_logprobs: Tensor,
     advantages: Tensor,
     *,
-    temperature_positive: float = 1.0,
-    temperature_negative: float = 1.05,
+    temperature_positive: AboveZero = 1.0,
+    temperature_negative: AboveZero = 1.05,
 ) -> Loss:
     """-A (4 / tau) sigmoid(tau (r - 1)), [B,T] (arXiv:2511.20347); tau by the sign of A, 0 counting as negative.
 

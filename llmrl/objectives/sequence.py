@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative
 from llmrl.ops.masked import masked_sum, row_mean
 from llmrl.ops.ratio import EXPONENT_LIMIT, log_ratio
 
@@ -16,8 +17,8 @@ def rloo_clip(
     advantages: Tensor,
     loss_mask: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
 ) -> Loss:
     """max(-A s, -A clip(s, 1 - clip_low, 1 + clip_high)), s = exp(Σ log ratio): the whole answer's probability ratio.
 
@@ -35,8 +36,8 @@ def gspo(
     advantages: Tensor,
     loss_mask: Tensor,
     *,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
+    clip_low: NotNegative = 3e-4,
+    clip_high: NotNegative = 4e-4,
 ) -> Loss:
     """max(-A s, -A clip(s)), s = exp(mean log ratio) over the answer's tokens (arXiv:2507.18071, eq. 5 and 7).
 
@@ -52,8 +53,8 @@ def gspo_token(
     advantages: Tensor,
     loss_mask: Tensor,
     *,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
+    clip_low: NotNegative = 3e-4,
+    clip_high: NotNegative = 4e-4,
 ) -> Loss:
     """GSPO with credit for each token: ratio s of the answer, gradient of the token (arXiv:2507.18071, eq. 13 and 14).
 
@@ -71,8 +72,8 @@ def luspo(
     advantages: Tensor,
     loss_mask: Tensor,
     *,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
+    clip_low: NotNegative = 3e-4,
+    clip_high: NotNegative = 4e-4,
 ) -> Loss:
     """GSPO's loss of an answer times its number of counted tokens (arXiv:2602.05261), so that length has no price.
 
@@ -88,8 +89,8 @@ def gmpo(
     advantages: Tensor,
     loss_mask: Tensor,
     *,
-    clip_low: float = 0.4,
-    clip_high: float = 0.4,
+    clip_low: NotNegative = 0.4,
+    clip_high: NotNegative = 0.4,
 ) -> Loss:
     """-A exp(mean of the clipped log ratios): the geometric mean of token ratios (arXiv:2507.20673).
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative
 from llmrl.ops.ratio import log_ratio
 
 
@@ -15,8 +16,8 @@ def taypo2(
     advantages: Tensor,
     loss_mask: Tensor,
     *,
-    eta: float = 1.0,
-    deviation_clip: float | None = 0.3,
+    eta: NotNegative = 1.0,
+    deviation_clip: NotNegative | None = 0.3,
     per_token: bool = False,
 ) -> Loss:
     """-Σ_t d_t A_t (1 + eta Σ_{s<t} d_s), d = r - 1, over an answer's tokens (arXiv:2003.06259, for language models).

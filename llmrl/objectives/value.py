@@ -6,10 +6,16 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative
 
 
 def value(
-    values: Tensor, old_values: Tensor, returns: Tensor, *, value_coef: float = 1.0, value_clip: float | None = 0.2
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    *,
+    value_coef: NotNegative = 1.0,
+    value_clip: NotNegative | None = 0.2,
 ) -> Loss:
     """value_coef · ½ max((V - R)², (clip(V, V_old ± value_clip) - R)²); None drops the clipped branch.
 

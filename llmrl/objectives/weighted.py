@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import AboveZero, NotNegative
 from llmrl.ops.masked import masked_sum
 from llmrl.ops.ratio import EXPONENT_LIMIT, log_ratio
 
@@ -15,7 +16,12 @@ SMALLEST_WEIGHT = math.log(1e-8)
 
 
 def cispo(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, ratio_min: float = 0.0, ratio_max: float = 5.0
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    ratio_min: NotNegative = 0.0,
+    ratio_max: AboveZero = 5.0,
 ) -> Loss:
     """-sg[clip(r, ratio_min, ratio_max)] A logprobs, [B,T] (MiniMax-M1, arXiv:2506.13585, eq. 4 and 5).
 
@@ -25,7 +31,12 @@ def cispo(
 
 
 def cispo_rollout(
-    logprobs: Tensor, rollout_logprobs: Tensor, advantages: Tensor, *, ratio_min: float = 0.0, ratio_max: float = 5.0
+    logprobs: Tensor,
+    rollout_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    ratio_min: NotNegative = 0.0,
+    ratio_max: AboveZero = 5.0,
 ) -> Loss:
     """`cispo` with the ratio to the sampler itself, drift and engine's error in one (ScaleRL, arXiv:2510.13786)."""
     return _bounded(log_ratio(logprobs, rollout_logprobs), logprobs, advantages, ratio_min, ratio_max)

@@ -153,7 +153,7 @@ class PolicyModule(nn.Module):
                 )
         if values:
             with torch.autocast(device.type, enabled=False):
-                numbers["values"] = self.value_head(hidden.float()).squeeze(-1)
+                numbers["values"] = self.value_head.forward(hidden.float()).squeeze(-1)
         if scores:
             numbers["scores"] = self.score(base, found.after)
         out = {name: spread(column) for name, column in numbers.items()}
@@ -162,7 +162,7 @@ class PolicyModule(nn.Module):
     def action_value(self, states: Tensor) -> Tensor:
         """[N,V] fp32 of states [N,H]."""
         with torch.autocast(states.device.type, enabled=False):
-            return self.action_value_head(states.float())
+            return self.action_value_head.forward(states.float())
 
     def score(self, base: nn.Module, states: Tensor) -> Tensor:
         """[N] fp32 of states [N,H]."""
@@ -172,7 +172,7 @@ class PolicyModule(nn.Module):
             logits = torch.cat([head(piece)[:, list(self.verdicts)] for piece in pieces]).float()
             return logits[:, 0] - logits[:, 1]
         with torch.autocast(states.device.type, enabled=False):
-            return self.score_head(states.float()).squeeze(-1)
+            return self.score_head.forward(states.float()).squeeze(-1)
 
 
 class LogitHead:
@@ -188,7 +188,9 @@ class LogitHead:
         )
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = self.linear(hidden)
+        # past DeepSpeed's hooks, which wait for processes that call it less often
+        zero = hasattr(getattr(self.linear, "weight", None), "ds_id")
+        logits = self.linear.forward(hidden) if zero else self.linear(hidden)
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
@@ -208,9 +210,9 @@ class LogitHead:
         out = copy(self)
         if type(self.linear) is not nn.Linear or self.linear.weight.requires_grad or spread(self.linear):
             out.linear = deepcopy(self.linear).requires_grad_(False)
-            for part in out.linear.modules():
-                for name, weight in part.named_parameters(recurse=False):
-                    setattr(part, name, nn.Parameter(full(weight.detach()), requires_grad=False))
+            for own, part in zip(self.linear.modules(), out.linear.modules(), strict=True):
+                for name, weight in own.named_parameters(recurse=False):
+                    setattr(part, name, nn.Parameter(full(weight).clone(), requires_grad=False))
         return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llmrl.data.render import stop_ids
 from llmrl.errors import ModelError
 from llmrl.policy.forward import LogitHead, PolicyModule, Rows, StoredStates, base_model
-from llmrl.policy.sharding import Replicated, Sharded, full, layers_of
+from llmrl.policy.sharding import Replicated, Spread, full, layers_of
 
 SHARED_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25}  # largest |Δ log-probability| taken as rounding, not as a bug
 
@@ -26,7 +26,7 @@ class Policy:
 
     def __init__(self, module: PolicyModule, tokenizer: Any, path: str, precision: str = "fp32", shared: bool = True):
         self.module = module
-        self.wrapped: nn.Module = module  # what accelerate made of it
+        self.wrapped: Callable[..., dict[str, Tensor]] = module  # what accelerate or DeepSpeed made of it
         self.sharding: Replicated = Replicated()
         self.tokenizer = tokenizer
         self.path = path
@@ -103,13 +103,16 @@ class Policy:
         with self.model.disable_adapter():
             yield
 
-    def shard(self) -> None:
-        """Spread parameters, gradients and moments over all processes. Raises TrainingError. See `llmrl.policy.sharding`."""
+    def shard(self, by: Callable[[PolicyModule, list[nn.Module], torch.device], Spread]) -> None:
+        """Spread parameters, gradients and moments over all processes. by: what makes Sharded or Zero of the module, its
+        decoder layers and device. Raises TrainingError.
+        """
         self._verified, few = True, [True, True]  # now, while each process can forward on its own
         self.shared = self.shared and self._agrees(Rows([[1, 2, 3]] * 2 + [[4]], [[5, 6]] * 3, [few] * 3, [1.0] * 3))
         self.module.forward_at_once()
         layers = layers_of(self.module, base_model(self.model)._no_split_modules)
-        self.sharding = Sharded(self.module, layers, self.device)
+        self.sharding = by(self.module, layers, self.device)
+        self.wrapped = self.sharding.entry
         self.idle()  # torch learns from a first forward of the whole that the layers are its parts
 
     def whole(self) -> contextlib.AbstractContextManager:
@@ -155,18 +158,20 @@ class Policy:
             f"{n}.weight": m for n, m in base.named_modules() if hasattr(m, "lora_A") and hasattr(m, "get_delta_weight")
         }
         seen = set()
-        for name, weight in base.state_dict().items():
+        for name, weight in base.state_dict(keep_vars=True).items():
             if ".lora_" in name:
                 continue
             plain = name.replace(".base_layer.", ".")
             seen.add(plain)
-            merged = full(weight.detach())
             if plain in adapted:
                 layer = adapted[plain]
-                merged = merged + sum(full(layer.get_delta_weight(adapter)) for adapter in layer.active_adapters)
-            yield plain, merged
+                with self.sharding.near(layer):
+                    merged = full(weight) + sum(full(layer.get_delta_weight(a)) for a in layer.active_adapters)
+                yield plain, merged
+            else:
+                yield plain, full(weight)
         if "lm_head.weight" not in seen:
-            yield "lm_head.weight", full(base.get_output_embeddings().weight.detach())
+            yield "lm_head.weight", full(base.get_output_embeddings().weight)
 
     def trained_names(self) -> set[str]:
         """The names, of those of `named_weights`, whose weights training changes."""
@@ -211,7 +216,7 @@ class Policy:
     def _state(self) -> dict[str, Tensor]:
         """Every weight by its name in the module, those that share memory as one tensor."""
         named = self.module.state_dict(keep_vars=True)
-        whole = {id(weight): full(weight.detach()).cpu() for weight in named.values()}
+        whole = {id(weight): full(weight).cpu() for weight in named.values()}
         return {name: whole[id(weight)] for name, weight in named.items()}
 
     def _export_classifier(self, folder: Path, weights: dict[str, Tensor], head: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import AboveZero, NotNegative
 from llmrl.ops import kl
 from llmrl.ops.masked import masked_sum
 
@@ -16,7 +17,7 @@ class AdaptiveKl:
     rows of Σ_t (logprobs - ref_logprobs). The paper has the penalty in the reward; in the loss k2 has its gradient.
     """
 
-    def __init__(self, *, kl_coef: float = 0.1, target: float = 6.0, horizon: float = 10_000.0):
+    def __init__(self, *, kl_coef: NotNegative = 0.1, target: float = 6.0, horizon: AboveZero = 10_000.0):
         self.kl_coef, self.target, self.horizon = kl_coef, target, horizon
 
     def init(self) -> dict[str, float]:

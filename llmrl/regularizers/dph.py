@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative
 from llmrl.ops import kl
 from llmrl.ops.ratio import log_ratio
 
@@ -41,7 +42,7 @@ def dph(
     return Loss(f, stats={"dph/divergence": f.detach()})
 
 
-def dph_fresh(logprobs: Tensor, ref_logprobs: Tensor, *, kl_coef: float = 0.001) -> Loss:
+def dph_fresh(logprobs: Tensor, ref_logprobs: Tensor, *, kl_coef: NotNegative = 0.001) -> Loss:
     """kl_coef · k3 against the even mixture with the reference, on fresh rollouts: js_definition's other half. [B,T].
 
     The released code applies it to a random tenth of the micro-batches; a tenth of the coefficient on all of them has the

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from llmrl.batch import Loss
+from llmrl.config import NotNegative
 from llmrl.ops import kl
 
 MOMENTS = (0.9, 0.999)  # Adam's, as beta is stepped by it
@@ -26,7 +27,7 @@ class FixpoPenalty:
         *,
         bound: float = 0.2,
         target_coef: float = 2.0,
-        beta: float = 1.0,
+        beta: NotNegative = 1.0,
         beta_learning_rate: float = 0.01,
         measure: Literal["max", "mean"] = "max",
     ):

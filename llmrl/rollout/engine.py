@@ -45,7 +45,12 @@ class Context:
 
 
 class Engine(Protocol):
-    """Built as `EngineClass(context, **options)`. Rollouts carry the version of the weights that wrote them."""
+    """Built as `EngineClass(context, **options)`. Rollouts carry the version of the weights that wrote them.
+
+    A class with `own_weights = True` samples by what the last sync gave it, whatever becomes of the policy meanwhile; then
+    `generate` may be called in a thread while the policy trains, one call at a time and none during a sync. in_step: name of
+    an option beyond 1 of which the processes of a run sample together, which rules that out.
+    """
 
     def generate(
         self,
@@ -70,6 +75,11 @@ class Engine(Protocol):
 
     def sync(self, policy: Weights, version: int) -> None:
         """Load the policy's weights; the next rollouts are written by them and carry `version`."""
+
+    def measured(self) -> dict[str, float]:
+        """What befell it since it was asked last, by metric name; the numbers of all processes are added up. An engine with
+        nothing to tell need not have it.
+        """
 
     def close(self) -> None:
         """Give back processes and memory."""

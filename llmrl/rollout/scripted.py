@@ -11,6 +11,8 @@ from llmrl.types import Prompt, Rollout, Sampling
 class ScriptedEngine:
     """Answers i, i+1, … of `answers` in turn, the same for every prompt; log-probabilities are those it is told."""
 
+    own_weights = True  # none, which is as good
+
     def __init__(self, context: Context, *, answers: list[str], logprob: float = -1.0):
         self.context = context
         self.answers = answers

@@ -46,6 +46,9 @@ class VllmEngine:
     not what was asked for.
     """
 
+    own_weights = True
+    in_step = "tensor_parallel"
+
     def __init__(
         self,
         context: Context,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,8 +34,12 @@ def prepare_environment(per_token: bool) -> None:
 def caller_state() -> Iterator[None]:
     """vLLM seeds the process's random generators, draws from them, and on a CPU disables torch.set_num_threads.
 
-    All of it is as before after the block: the trainer's numbers do not depend on who samples.
+    All of it is as before after the block: the trainer's numbers do not depend on who samples. Beside a trainer at work,
+    in another thread, nothing is put back: it would undo what was drawn and set there meanwhile.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     python, numbers = random.getstate(), numpy.random.get_state()
     threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):

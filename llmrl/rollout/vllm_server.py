@@ -50,6 +50,8 @@ class VllmServerEngine:
     Raises RolloutError when no server can be used, and for what asking again will not mend.
     """
 
+    own_weights = True
+
     def __init__(
         self,
         context: Context,
@@ -86,6 +88,8 @@ class VllmServerEngine:
         self.fleet: Fleet | None = None
         self.folder: Path | None = None
         self.servers: Servers | None = None
+        self.asked_again = 0  # samples
+        self.told: dict[str, float] = {}  # by `measured`, since the start
         self.loop = asyncio.new_event_loop()
         self.main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         options = ServerOptions(
@@ -166,6 +170,16 @@ class VllmServerEngine:
         self._agreed(push)
         self.version = version
 
+    def measured(self) -> dict[str, float]:
+        """See `llmrl.rollout.engine.Engine`. Servers are counted by the process that cares for them."""
+        totals: dict[str, float] = {"rollout/asked_again": self.asked_again}
+        if self.fleet is not None:
+            totals["rollout/servers_replaced"] = self.fleet.replaced
+        since = {name: number - self.told.get(name, 0) for name, number in totals.items()}
+        self.told = totals
+        serving = {"rollout/servers": sum(s.loads is not None for s in self.servers.every)} if self.main else {}
+        return since | serving
+
     def close(self) -> None:
         """End the servers that this engine started, and remove what they were given."""
         if self.fleet is not None:
@@ -209,6 +223,7 @@ class VllmServerEngine:
                         f"because {reason}. Look at the servers' logs, or raise rollout.engine.retries."
                     )
                 again = [missing] if missing == job.samples else [(i,) for i in missing]
+                self.asked_again += len(missing)
                 for samples in again if missing else []:
                     jobs.put_nowait(replace(job, samples=samples, failed=(*job.failed, server)))
                 if len(found[job.number]) == num_samples:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmrl.config import NotNegative, Share
 from llmrl.errors import RolloutError
 from llmrl.ops.entropy_scores import SMALLEST, Scale, scale_of, scores
 from llmrl.types import Rollout
@@ -24,7 +25,7 @@ class HapoTemperature:
     is that batch's scale. The released code has h >= 0 for certain tokens too, and so heats them.
     """
 
-    def __init__(self, *, tau: float = 0.05, quantile: float = 0.8):
+    def __init__(self, *, tau: NotNegative = 0.05, quantile: Share = 0.8):
         self.tau = tau
         self.quantile = quantile
 

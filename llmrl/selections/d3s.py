@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llmrl.config import Share
 from llmrl.ops.groups import members
 from llmrl.ops.masked import masked_sum
 from llmrl.selections.selection import Selection
@@ -20,10 +21,10 @@ def d3s(
     group_ids: Tensor,
     progress: Tensor,
     *,
-    initial_share: float = 0.25,
-    final_share: float = 1.0,
-    initial_token_share: float = 0.2,
-    final_token_share: float = 1.0,
+    initial_share: Share = 0.25,
+    final_share: Share = 1.0,
+    initial_token_share: Share = 0.2,
+    final_token_share: Share = 1.0,
     level: Literal["batch", "group"] = "batch",
 ) -> Selection:
     """Keeps the rows with the largest variance of the advantage, and of their tokens those largest in |A| · H.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from llmrl.config import Natural
 from llmrl.selections.selection import Selection
 
 
@@ -15,6 +16,6 @@ def drop_truncated(truncated: Tensor, loss_mask: Tensor) -> Selection:
     return Selection(loss_mask=loss_mask & ~truncated[:, None])
 
 
-def drop_stale(staleness: Tensor, *, max_staleness: int = 1) -> Selection:
-    """Drops rollouts written by weights more than `max_staleness` syncs old (AReaL, arXiv:2505.24298). staleness [B]."""
+def drop_stale(staleness: Tensor, *, max_staleness: Natural = 1) -> Selection:
+    """Drops rollouts written by weights more than `max_staleness` steps old (AReaL, arXiv:2505.24298). staleness [B]."""
     return Selection(staleness <= max_staleness)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llmrl.config import Positive
 from llmrl.ops.groups import group_spread
 from llmrl.selections.selection import Selection
 
 
-def dynamic_sampling(reward_parts: Tensor, group_ids: Tensor, *, max_batches: int = 10) -> Selection:
+def dynamic_sampling(reward_parts: Tensor, group_ids: Tensor, *, max_batches: Positive = 10) -> Selection:
     """Drops groups whose rollouts are all equally right and asks for more prompts (DAPO, arXiv:2503.14476, section 3.2).
 
     reward_parts [B,K], group_ids [B]. How right a rollout is, is the first scorer that applies to it, before weights and

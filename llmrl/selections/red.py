@@ -7,6 +7,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from llmrl.config import AboveZero
 from llmrl.ops.groups import group_mean, group_spread, members
 from llmrl.ops.ratio import EXPONENT_LIMIT
 from llmrl.selections.selection import Selection
@@ -42,7 +43,7 @@ def kept(rewards: Tensor, group_ids: Tensor, draws: Tensor) -> Tensor:
     return keep
 
 
-def red_weight(advantages: Tensor, loss_mask: Tensor, *, temperature: float = 1.0) -> Selection:
+def red_weight(advantages: Tensor, loss_mask: Tensor, *, temperature: AboveZero = 1.0) -> Selection:
     """Weight exp(A / temperature), as the authors' code has it: not normalised (RED-Weight, arXiv:2509.24203).
 
     [B,T] -> weights [B,T]; the exponent is kept within ±20. The paper also writes a form that is normalised.

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import IO
 
 from llmrl.errors import RolloutError
+from llmrl.redaction import HIDDEN, redact
 from llmrl.serving.guard import TOKEN
 
 PROGRAM = "llmrl.serving.replica"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 STARTS = 3  # of one replica in a row that never answered
 GRACE = 10.0  # seconds for a server to end by itself, and as many for what it started
+LONGEST_LINE = 1 << 16  # bytes of a log that are searched for secrets together
 CPU_KV_CACHE_MEGABYTES = 256  # vLLM's own default is a share of all memory
 # of a launcher: a server would take itself for one of the run's processes
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "VLLM_ENABLE_V1_MULTI")
@@ -88,6 +90,11 @@ class Fleet:
         """What each server does: starting or ready, and how often it was started."""
         return {n: f"{'ready' if n in self.ready else 'starting'}, start {k}" for n, k in self.started.items() if k}
 
+    @property
+    def replaced(self) -> int:
+        """Servers that were started anew so far."""
+        return sum(max(starts - 1, 0) for starts in self.started.values())
+
     def close(self) -> None:
         """End every server."""
         self.closing.set()
@@ -98,28 +105,38 @@ class Fleet:
     def _tend(self, number: int) -> None:
         in_vain = 0
         while not self.closing.is_set() and in_vain < STARTS:
-            with self.log(number).open("ab") as log:
-                process = self._start(number, log)
+            process = self._start(number)
+            copier = threading.Thread(target=self._copy, args=(process.stdout, self.log(number)), daemon=True)
+            copier.start()
             reason = self._watch(number, process)
             in_vain = 0 if number in self.ready else in_vain + 1
             self.ready.discard(number)
             end(process)
+            copier.join(GRACE)
         if not self.closing.is_set():
             self.failed[number] = (
                 f"server {number} {reason}, {STARTS} times in a row. The end of {self.log(number)}: {_tail(self.log(number))}"
             )
 
-    def _start(self, number: int, log: IO[bytes]) -> subprocess.Popen:
+    def _start(self, number: int) -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, "-m", PROGRAM, *arguments(self.options, self.host, self.ports[number])],
             env=environment(dict(os.environ), self.token, self.sockets, number, self.options.tensor_parallel),
             stdin=subprocess.PIPE,  # never written to: it closes when this process ends, and the server with it
-            stdout=log,
-            stderr=log,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         self.started[number] += 1
         return process
+
+    def _copy(self, said: IO[bytes], log: Path) -> None:
+        """What a server prints, to its log, without secrets: it has this process's environment, and the token."""
+        with said, log.open("ab", buffering=0) as file:
+            while line := said.readline(LONGEST_LINE):
+                text = redact(line.decode(errors="replace").replace(self.token, HIDDEN))
+                with contextlib.suppress(OSError):  # a full disk: one that is not read from would wait for ever
+                    file.write(text.encode())
 
     def _watch(self, number: int, process: subprocess.Popen) -> str:
         """Why the server is not to be used any longer."""

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-GRACE = 10.0  # seconds; one that is killed leaves its shared memory behind
+GRACE = 5.0  # seconds; one that is killed leaves its shared memory behind
 
 
 def end_with_parent() -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llmrl.config import Share
 from llmrl.ops.groups import members
 
 
@@ -21,7 +22,7 @@ def adora(
     threshold: float = 0.5,
     attenuation: float = 0.1,
     amplification: float = 2.0,
-    max_success_rate: float = 0.5,
+    max_success_rate: Share = 0.5,
 ) -> Tensor:
     """Advantages times one weight a prompt (ADORA, arXiv:2602.10019); advantages [B,T], the rest [B].
 

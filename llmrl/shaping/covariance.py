@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llmrl.config import NotNegative, Share
 from llmrl.ops.masked import masked_mean
 from llmrl.ops.ratio import log_ratio
 
@@ -26,11 +27,11 @@ def clip_cov_selection(
     loss_mask: Tensor,
     step_number: Tensor,
     *,
-    fraction: float = 2e-4,
+    fraction: Share = 2e-4,
     covariance_low: float = 1.0,
     covariance_high: float = 5.0,
-    clip_low: float = 1.0,
-    clip_high: float = 1.0,
+    clip_low: NotNegative = 1.0,
+    clip_high: NotNegative = 1.0,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """weights [B,T]: 0 on tokens drawn among those whose covariance lies between the bounds, 1 elsewhere (Clip-Cov).
@@ -52,7 +53,7 @@ def clip_cov_selection(
 
 
 def kl_cov_selection(
-    logprobs: Tensor, advantages: Tensor, loss_mask: Tensor, *, fraction: float = 2e-3
+    logprobs: Tensor, advantages: Tensor, loss_mask: Tensor, *, fraction: Share = 2e-3
 ) -> dict[str, Tensor]:
     """penalised [B,T] bool: the max(1, fraction · counted tokens) tokens of largest covariance (KL-Cov).
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llmrl.config import NotNegative
+
 
 def empg(
     advantages: Tensor,
@@ -14,7 +16,7 @@ def empg(
     *,
     sharpness: float = 1.0,
     bonus_sharpness: float = 1.0,
-    bonus_coef: float = 0.1,
+    bonus_coef: NotNegative = 0.1,
 ) -> Tensor:
     """A g(h) + bonus_coef · f(h of the next step), less its mean over all steps of the batch (EMPG, arXiv:2509.09265).
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from llmrl.config import Share
+
 
 def entropy_advantage(
     advantages: Tensor, old_entropy: Tensor, loss_mask: Tensor, *, alpha: float = 0.4, kappa: float = 2.0
@@ -16,7 +18,7 @@ def entropy_advantage(
     return given + torch.minimum(alpha * entropy, given.abs() / kappa)
 
 
-def top_entropy_mask(old_entropy: Tensor, loss_mask: Tensor, *, share: float = 0.2) -> dict[str, Tensor]:
+def top_entropy_mask(old_entropy: Tensor, loss_mask: Tensor, *, share: Share = 0.2) -> dict[str, Tensor]:
     """Weight 1 for tokens whose entropy reaches the batch's (1 - share) quantile, 0 for the others (arXiv:2506.01939).
 
     [B,T] each. The others stay in the loss's divisor, as in the paper and in TRL.

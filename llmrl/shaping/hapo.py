@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llmrl.config import NotNegative, Share
 from llmrl.ops.entropy_scores import clip_ranges, scale_of
 from llmrl.ops.entropy_scores import scores as scored
 from llmrl.ops.ratio import log_ratio
 
 
 def hapo_scores(
-    entropy: Tensor, loss_mask: Tensor, *, quantile: float = 0.8, released_sign: bool = False
+    entropy: Tensor, loss_mask: Tensor, *, quantile: Share = 0.8, released_sign: bool = False
 ) -> dict[str, Tensor]:
     """entropy_scores [B,T] in [-1, 1]: log-entropy about its quantile, each side over its extreme (arXiv:2509.16591).
 
@@ -29,9 +30,9 @@ def hapo_redistribution(
     advantages: Tensor,
     entropy_scores: Tensor,
     *,
-    beta: float = 1.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    beta: NotNegative = 1.0,
+    clip_low: NotNegative = 0.2,
+    clip_high: NotNegative = 0.2,
     clip_scale: float = 1.0,
 ) -> dict[str, Tensor]:
     """advantages · (1 + beta h) for uncertain tokens that have moved and certain ones that have not (arXiv:2509.16591).

@@ -92,3 +92,15 @@ def rejection_mask(
     if veto is not None:
         inside = inside & ~(loss_mask & (change < math.log(veto))).any(1, keepdim=True)
     return {"loss_mask": loss_mask & inside}
+
+
+def ratio_to_sampler(rollout_logprobs: Tensor, loss_mask: Tensor) -> dict[str, Tensor]:
+    """old_logprobs [B,T]: the engine's own, so that ratios and clips of the loss are to the policy that wrote the answers.
+
+    PPO's old policy as the paper has it (arXiv:1707.06347), also where answers are of older weights; whatever engine and
+    trainer disagree on is in the ratio. Stands last: parts behind it see these as old_logprobs.
+    """
+    return {"old_logprobs": torch.where(loss_mask, rollout_logprobs, 0.0)}
+
+
+ratio_to_sampler.replaces_old = True  # they are no longer what the trainer gave as the updates began

@@ -16,6 +16,7 @@ from llmrl.tracking.text import number, percent, plain_text
 WIDTH, HEIGHT = 370, 206
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 28, 34
 NUM_COLOURS = 7
+TINIEST = 1e-300  # numbers below it have no halves and no ends on either side
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MAX_POINTS = 300  # a stage; more steps are drawn as means over equal parts, with the range around them
 
@@ -184,7 +185,7 @@ class Axis(NamedTuple):
         if 0 < low < 0.5 * high:
             low = 0.0
         if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
-            low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+            low, high = (low - abs(low) / 2, high + abs(high) / 2) if abs(low) > TINIEST else (0.0, 1.0)
         step = round_step((high - low) / 5)
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         return cls(first * step, last * step, [i * step for i in range(first, last + 1)])

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,27 @@ from llmrl.types import Completion, Group, Prompt, Rollout, Score
 FORMAT = 1
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """This process's share of the prompts of a step, to be answered.
+
+    attempt: from 1; more where a step asks for further prompts. drawn: which batch of the data they are. version: of the
+    weights that answer them. places: the prompts' numbers among those of all processes.
+    """
+
+    number: int
+    attempt: int
+    drawn: int
+    version: int
+    prompts: Sequence[Prompt]
+    places: Sequence[int]
+
+    @property
+    def first(self) -> int:
+        """The number of the first prompt; 0 for a process without one."""
+        return self.places[0] if self.places else 0
+
+
 class Buffer:
     """The rollouts of one stage's steps in a run's folder.
 
@@ -33,64 +54,74 @@ class Buffer:
     def __init__(self, folder: Path, stage: int, owner: dict[str, Any], ranks: Ranks, log: Log):
         self.folder, self.stage, self.owner, self.ranks, self.log = folder / "buffer", stage, owner, ranks, log
 
-    def read(
-        self, number: int, attempt: int, version: int, first: int, prompts: Sequence[Prompt]
-    ) -> list[Group] | None:
-        """The groups of these prompts, if they were sampled for this step before. first: number of the first among those of
-        all processes. None where they were not, or are not as they were written.
+    def read(self, dealt: Dealt) -> list[Group] | None:
+        """The groups of these prompts, if they were sampled for this step by these weights before. None where they were
+        not, or are not as they were written.
         """
-        found = self._groups(number, attempt, version) if self.ranks.main else None
+        found = self._groups(dealt) if self.ranks.main else None
         mine = None
         for groups in self.ranks.gather(found)[:1]:
-            mine = groups and groups[first : first + len(prompts)]
-        same = mine is not None and [g["prompt"] for g in mine] == [p.id for p in prompts]
+            mine = groups and groups[dealt.first : dealt.first + len(dealt.prompts)]
+        same = mine is not None and [g["prompt"] for g in mine] == [p.id for p in dealt.prompts]
         if not all(self.ranks.gather(same)):
             return None
-        return [group_of(p, g) for p, g in zip(prompts, mine, strict=True)]
+        return [group_of(p, g) for p, g in zip(dealt.prompts, mine, strict=True)]
 
-    def write(self, number: int, attempt: int, version: int, groups: Sequence[Group]) -> None:
-        """Keep the groups of this step, and none of later ones: those were sampled by weights that are not made again."""
+    def write(self, dealt: Dealt, groups: Sequence[Group]) -> None:
+        """Keep the groups of this step, and none that newer weights wrote for later ones: such weights are not made again."""
         everyone = [g for part in self.ranks.gather(list(groups)) for g in part]
         if not self.ranks.main:
             return
-        place = (self.stage, number, attempt)
-        self._forget(lambda other: other > place)
+        place = (self.stage, dealt.number, dealt.attempt)
+        for path in self._paths(lambda other: other > place):
+            if not path.name.startswith(f"{self.stage}-") or written_by(path) > dealt.version:
+                path.unlink()
         body = exact("".join(f"{json.dumps(plain(g))}\n" for g in everyone))
-        header = self._header(number, attempt, version) | {"sha256": hashlib.sha256(body.encode()).hexdigest()}
+        header = self._header(dealt) | {"sha256": hashlib.sha256(body.encode()).hexdigest()}
         contents = f"{json.dumps(header)}\n{body}".encode()
-        self.log.attempt("buffer", lambda: write(self._path(number, attempt), contents), "a kill costs its rollouts")
+        self.log.attempt("buffer", lambda: write(self._path(dealt), contents), "a kill costs its rollouts")
 
     def forget(self, step: int) -> None:
         """Remove what belongs to the first `step` steps of the stage: a checkpoint holds what they made."""
-        self._forget(lambda other: other < (self.stage, step, 0))
-
-    def _forget(self, gone: Callable[[tuple[int, ...]], bool]) -> None:
-        for path in self.folder.glob("*-*-*.jsonl"):
-            if gone(tuple(map(int, path.stem.split("-")))):
-                path.unlink()
+        for path in self._paths(lambda other: other < (self.stage, step, 0)):
+            path.unlink()
         with contextlib.suppress(OSError):  # others are left, or there never was one
             self.folder.rmdir()
 
-    def _groups(self, number: int, attempt: int, version: int) -> list[dict[str, Any]] | None:
-        path = self._path(number, attempt)
+    def _paths(self, chosen: Callable[[tuple[int, ...]], bool]) -> list[Path]:
+        """The files whose (stage, step, attempt) is chosen."""
+        return [p for p in self.folder.glob("*-*-*.jsonl") if chosen(tuple(map(int, p.stem.split("-"))))]
+
+    def _groups(self, dealt: Dealt) -> list[dict[str, Any]] | None:
+        path = self._path(dealt)
         if not path.exists():
             return None
         try:
             head, _, body = path.read_text().partition("\n")
-            wanted = self._header(number, attempt, version) | {"sha256": hashlib.sha256(body.encode()).hexdigest()}
+            wanted = self._header(dealt) | {"sha256": hashlib.sha256(body.encode()).hexdigest()}
             if json.loads(head) == wanted:
                 return [json.loads(line) for line in body.splitlines()]
             problem = "its contents are not those that were written, or belong to another run"
         except (OSError, ValueError) as error:
             problem = str(error)
-        self.log.say(f"{path.name}: {problem}; step {number + 1} is sampled again")
+        self.log.say(f"{path.name}: {problem}; step {dealt.number + 1} is sampled again")
         return None
 
-    def _path(self, number: int, attempt: int) -> Path:
-        return self.folder / f"{self.stage}-{number}-{attempt}.jsonl"
+    def _path(self, dealt: Dealt) -> Path:
+        return self.folder / f"{self.stage}-{dealt.number}-{dealt.attempt}.jsonl"
 
-    def _header(self, number: int, attempt: int, version: int) -> dict[str, Any]:
-        return {"format": FORMAT, "step": number, "attempt": attempt, "version": version} | self.owner
+    def _header(self, dealt: Dealt) -> dict[str, Any]:
+        place = {"step": dealt.number, "attempt": dealt.attempt, "version": dealt.version}
+        return {"format": FORMAT} | place | self.owner
+
+
+def written_by(path: Path) -> float:
+    """The version of the weights that a file names; infinite where it names none."""
+    try:
+        with path.open() as file:
+            return float(json.loads(file.readline())["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def plain(group: Group) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from llmrl.durable import commit, discard, draft_of
 from llmrl.errors import CheckpointError
 from llmrl.faults import reach
 from llmrl.policy.model import Policy
-from llmrl.policy.sharding import full, laid_out
+from llmrl.policy.sharding import full, shape_of
 
 FORMAT = 2  # 1: the manifest has no versions, processes and recipe
 MANIFEST, WEIGHTS, MOMENTS, STATE = "MANIFEST.json", "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -53,7 +53,7 @@ def save(
     target = folder / f"checkpoint-{global_step}"
     if not (write or policy.sharding.spread):
         return target
-    weights = {n: full(p.detach()).cpu().contiguous() for n, p in policy.trainable()}
+    weights = {n: full(p).cpu().contiguous() for n, p in policy.trainable()}
     moments, numbers = optimizer_state(policy, optimizer)
     if not write:
         return target
@@ -98,9 +98,9 @@ def optimizer_state(policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[d
     arrays: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
     for name, parameter in policy.trainable():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in policy.sharding.moments(parameter, optimizer).items():
             if torch.is_tensor(value) and value.dim():
-                arrays[f"{name}/{key}"] = full(value.detach()).cpu().contiguous()
+                arrays[f"{name}/{key}"] = value.cpu().contiguous()
             else:
                 numbers[f"{name}/{key}"] = float(value)
     return arrays, numbers
@@ -139,21 +139,18 @@ def load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
         raise CheckpointError(f"{path} cannot be read: {error}. Resume from another checkpoint.") from error
     named, numbers = dict(policy.trainable()), read_state(path)["optimizer"]
     wrong = sorted(weights.keys() ^ named.keys())
-    wrong += [n for n, p in named.items() if n in weights and weights[n].shape != p.shape]
-    wrong += [k for k, v in moments.items() if (p := named.get(k.rpartition("/")[0])) is None or p.shape != v.shape]
+    wrong += [n for n, p in named.items() if n in weights and weights[n].shape != shape_of(p)]
+    wrong += [k for k, v in moments.items() if (p := named.get(k.rpartition("/")[0])) is None or shape_of(p) != v.shape]
     wrong += [k for k in numbers if k.rpartition("/")[0] not in named]
     if wrong:
         raise CheckpointError(
             f"{path} does not belong to this model: {', '.join(wrong[:3])} differ in name or shape. Start a new run with "
             "another run.name, or resume=never."
         )
-    with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(laid_out(weights[name], parameter))
+    policy.sharding.put((parameter, weights[name]) for name, parameter in named.items())
     for key, value in (moments | {k: torch.tensor(v) for k, v in numbers.items()}).items():
         name, _, kind = key.rpartition("/")
-        parameter = named[name]
-        optimizer.state[parameter][kind] = laid_out(value, parameter) if value.dim() else value
+        policy.sharding.put_moment(named[name], optimizer, kind, value)
 
 
 def read_state(path: Path) -> dict[str, Any]:

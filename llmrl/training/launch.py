@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from llmrl.errors import TrainingError
+from llmrl.training.launched import PARENT, end_with_parent
 from llmrl.training.stopping import ENDED
 
 
@@ -18,10 +19,10 @@ def launch(arguments: Sequence[str], num_processes: int) -> None:
     """Run `llmrl train <arguments>` in `num_processes` processes and wait. TrainingError when one of them fails.
 
     SIGTERM and Ctrl-C reach all of them as one SIGTERM, so that they end together: SystemExit(143), KeyboardInterrupt. A
-    second Ctrl-C kills them.
+    second Ctrl-C kills them, and so does the end of this process.
     """
     threads = max(1, (os.cpu_count() or 1) // num_processes)
-    environment = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ)
+    environment = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ) | {PARENT: str(os.getpid())}
     command = [
         sys.executable,
         "-m",
@@ -29,7 +30,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> None:
         "--standalone",
         f"--nproc-per-node={num_processes}",
         "-m",
-        "llmrl.cli",
+        "llmrl.training.launched",
         "train",
         *arguments,
     ]
@@ -82,4 +83,6 @@ def agent(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
+    os.environ[PARENT] = str(os.getpid())
     sys.exit(agent(sys.argv[1:]))

@@ -142,7 +142,8 @@ class Job:
             return total
         if measure_gap and updater.sampler is policy and "rollout_logprobs" in arrays:
             same = torch.tensor([s.training == s.sampled for s in micro.samples], device=device)[:, None]
-            monitors.gap(averages, out["logprobs"], arrays["rollout_logprobs"], mask & same)
+            staleness = arrays.get("staleness")
+            monitors.gap(averages, out["logprobs"], arrays["rollout_logprobs"], mask & same, staleness)
         if "logprobs" in out:
             old = arrays["old_logprobs"] if moved and torch.is_grad_enabled() else None
             monitors.drift(averages, out["logprobs"], old, arrays.get("ref_logprobs"), mask)

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from llmrl.ops.kl import k3
 
+GAP = ("rollout/logprob_gap_mean", "rollout/logprob_gap_max", "rollout/logprob_gap_kl")
+STALE_GAP = ("rollout/stale_gap_mean", "rollout/stale_gap_max", "rollout/stale_gap_kl")
+
 
 class Averages:
     """Sums and counts by name, so that means over micro-batches, updates and ranks are exact; maxima beside them."""
@@ -41,12 +44,24 @@ class Averages:
             self.maxima[name] = max(self.maxima.get(name, number), number)
 
 
-def gap(averages: Averages, logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> None:
-    """How far the engine's log-probabilities are from the trainer's on the same tokens: mean and max |Δ|, KL by k3."""
-    difference = (logprobs - rollout_logprobs).detach()
-    averages.add("rollout/logprob_gap_mean", difference.abs(), mask)
-    averages.add_maximum("rollout/logprob_gap_max", difference.abs()[mask])
-    averages.add("rollout/logprob_gap_kl", k3(rollout_logprobs, logprobs.detach()), mask)
+def gap(
+    averages: Averages,
+    logprobs: Tensor,
+    rollout_logprobs: Tensor,
+    mask: Tensor,
+    staleness: Tensor | None = None,
+) -> None:
+    """How far the engine's log-probabilities are from the trainer's on the same tokens: mean and max |Δ|, KL by k3.
+
+    staleness [B]: rows that older weights wrote differ by design, and are measured under another name.
+    """
+    difference, kl = (logprobs - rollout_logprobs).detach().abs(), k3(rollout_logprobs, logprobs.detach())
+    stale = torch.zeros(len(mask), dtype=torch.bool, device=mask.device) if staleness is None else staleness > 0
+    for (mean, largest, divergence), rows in ((GAP, ~stale), (STALE_GAP, stale)):
+        kept = mask & rows[:, None]
+        averages.add(mean, difference, kept)
+        averages.add_maximum(largest, difference[kept])
+        averages.add(divergence, kl, kept)
 
 
 def drift(

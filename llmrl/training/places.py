@@ -6,19 +6,35 @@ import fcntl
 import itertools
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import ValidationError
+
+from llmrl.config import Model
 from llmrl.durable import DRAFT, clear_drafts
 from llmrl.errors import CheckpointError, LlmrlError
-from llmrl.recipe import Recipe, resolve
+from llmrl.recipe import Recipe, StageConfig, resolve
 from llmrl.tracking.folder import RunFolder
 from llmrl.training import checkpoint
 
 FINISHED = "result.json"
+KEPT = {"name", "data", "algorithm", "scorers", "scoring", "rollout", "training"}  # of a stage, by what results hang on
+FREE = {
+    "training": {
+        "steps",
+        "save_every",
+        "keep_checkpoints",
+        "tokens_per_micro_batch",
+        "max_logprob_gap",
+        "max_skipped",
+    }
+}
+PREPARED = {"lock", "recipe.yaml", "versions.json"}  # what is there before a run begins
 
 
 @dataclass(frozen=True)
@@ -110,33 +126,38 @@ def prepare(found: Place, text: str) -> None:
         RunFolder.create(found.folder, text)
 
 
+def unbegun(found: Place) -> None:
+    """Remove the folder of a run that has failed before it did anything: the same command, mended, is to find the name free."""
+    if found.resumed is None and {path.name for path in found.folder.iterdir()} <= PREPARED:
+        shutil.rmtree(found.folder)
+
+
 def identity(recipe: Recipe, functions: Sequence[Callable]) -> dict[str, Any]:
     """What a checkpoint must have in common with the recipe that goes on from it."""
-    keep = ("name", "data", "algorithm", "scorers", "scoring", "rollout", "training")
-    free = {
-        "training": {
-            "steps",
-            "save_every",
-            "keep_checkpoints",
-            "tokens_per_micro_batch",
-            "max_logprob_gap",
-            "max_skipped",
-        }
-    }
-    stages = [stage.model_dump(mode="json", include=set(keep), exclude=free) for stage in recipe.stages]
     return {
         "model": recipe.run.model.model_dump(mode="json"),
         "seed": recipe.run.seed,
-        "stages": stages,
+        "stages": [stage.model_dump(mode="json", include=KEPT, exclude=FREE) for stage in recipe.stages],
         "functions": [f.__qualname__ for f in functions],
     }
+
+
+def of_today(told: dict[str, Any]) -> dict[str, Any]:
+    """The identity that a checkpoint tells, with their defaults for keys that recipes have had only since then."""
+    try:
+        stages = [StageConfig.model_validate(stage) for stage in told["stages"]]
+        model = Model.model_validate(told["model"])
+    except (ValidationError, KeyError, TypeError):  # keys that have gone since, or no identity at all: they differ
+        return told
+    filled = [stage.model_dump(mode="json", include=KEPT, exclude=FREE) for stage in stages]
+    return told | {"model": model.model_dump(mode="json"), "stages": filled}
 
 
 def demand_same(
     folder: Path, resumed: Path, state: dict[str, Any], recipe: Recipe, functions: Sequence[Callable]
 ) -> None:
     """CheckpointError for a checkpoint that another recipe wrote."""
-    differ = different(state["recipe"], json.loads(json.dumps(identity(recipe, functions))))
+    differ = different(of_today(state["recipe"]), json.loads(json.dumps(identity(recipe, functions))))
     if differ:
         raise CheckpointError(
             f"{folder} was started with another recipe: {', '.join(differ[:5])} differ. Use "

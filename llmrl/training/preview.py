@@ -11,10 +11,11 @@ import torch
 from llmrl import catalog
 from llmrl.algorithm import Algorithm
 from llmrl.combinations import cautions
-from llmrl.composition import build_stage
+from llmrl.composition import build_stage, replays
 from llmrl.config import Model
 from llmrl.data.prompts import load
 from llmrl.data.tokenizer import load_tokenizer
+from llmrl.demands import demand
 from llmrl.errors import LlmrlError, ModelError
 from llmrl.options import check_options
 from llmrl.plan import passes
@@ -22,7 +23,7 @@ from llmrl.policy.load import make, pinned, unloadable
 from llmrl.policy.memory import activation_bytes, recomputes
 from llmrl.pool import Pool
 from llmrl.recipe import Recipe, StageConfig
-from llmrl.run import demand, most_tokens, replays
+from llmrl.run import most_tokens
 from llmrl.scoring import make_scorers, score
 from llmrl.tracking.text import one_line
 from llmrl.types import Group, Rollout

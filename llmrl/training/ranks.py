@@ -6,20 +6,22 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
-from torch import Tensor
-from torch.distributed.fsdp import CPUOffloadPolicy
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llmrl.errors import RecipeError, TrainingError, nearest
 from llmrl.policy.model import Policy
-
-TRAINED_BY = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+from llmrl.policy.sharding import Sharded
+from llmrl.policy.zero import Zero, package
+from llmrl.training.configuration import chosen, demand_all, demand_possible, told, zero_options
+from llmrl.training.steps import Steps
 
 
 class Ranks:
@@ -43,6 +45,8 @@ class Ranks:
         cpu = not torch.cuda.is_available()
         # accelerate's default for FSDP has transformers leave the weights of every process but the first empty
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+        os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"  # and its default for DeepSpeed those of every process
+        demand_possible()
         # first: on CPU accelerate otherwise settles for one process and says nothing
         PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
         # a value head has no gradient in a stage that does not ask for values; buffers never change, and sending them
@@ -56,14 +60,17 @@ class Ranks:
             kwargs_handlers=[unused],
         )
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
-        asked = int(os.environ.get("WORLD_SIZE", "1"))
-        kind = self.accelerator.distributed_type
-        if self.size != asked or (asked > 1 and kind == DistributedType.NO):
+        demand_all(self.size, self.accelerator.distributed_type)
+        kind, plugin = told(self.accelerator)
+        self.parallel = chosen(parallel, kind, plugin, self.size)
+        if self.parallel.startswith("zero"):
+            package()  # refused before anything loads
+        self.options = zero_options(plugin) if kind == DistributedType.DEEPSPEED else {}
+        if self.options.get("offload_optimizer") and self.size == 1:
             raise TrainingError(
-                f"{asked} processes were asked for, accelerate set up {self.size} ({kind}). Start with "
-                "`llmrl train … --num-processes N`, or give accelerate a configuration for this machine."
+                "accelerate's configuration asks one process to keep its moments on the CPU; llmrl has DeepSpeed do it for two "
+                "or more. Set offload_optimizer_device: none, or train adapters (model.lora)."
             )
-        self.parallel = chosen(parallel, self.accelerator)
 
     @property
     def main(self) -> bool:
@@ -71,8 +78,8 @@ class Ranks:
 
     def prepare(self, policy: Policy) -> None:
         """Put the policy on this process's device, so that gradients are summed over ranks."""
-        self.place(policy)
-        if self.parallel == "fsdp" or self.size == 1:
+        self.place(policy, trained=True)
+        if self.parallel != "ddp" or self.size == 1:
             return
         policy.wrapped = self.accelerator.prepare_model(policy.module)
         if not isinstance(policy.wrapped, DistributedDataParallel):
@@ -81,17 +88,31 @@ class Ranks:
                 "train … --num-processes N`, or look at accelerate's configuration."
             )
 
-    def place(self, policy: Policy) -> None:
-        """Put a policy that is not trained on this process's device, its weights spread like those of the one that is."""
+    def place(self, policy: Policy, trained: bool = False) -> None:
+        """Put a policy, by default one that is not trained, on this process's device, its weights spread as asked."""
         policy.module.to(self.accelerator.device)
-        if self.parallel != "fsdp":
+        if self.parallel == "ddp" or (self.parallel in ("zero1", "zero2") and not trained):
             return
         sums = str([float(p.detach().sum()) for p in policy.module.parameters()])
         if len(set(self.gather(sums))) > 1:
             raise TrainingError(
                 f"{policy.path}: the processes did not load the same weights. Let all of them read the same folder."
             )
-        policy.shard()
+        if self.parallel == "fsdp":
+            policy.shard(Sharded)
+            return
+        half, stage = policy.precision == "bf16", int(self.parallel[-1])
+        policy.shard(partial(Zero, stage=stage, options=self.options, half=half))
+        if not trained:
+            policy.sharding.start(None)
+
+    def steps(
+        self, policy: Policy, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float
+    ) -> Steps | Zero:
+        """What makes the steps of that optimizer, which moves the parameters. max_norm: gradients are clipped to."""
+        if isinstance(policy.sharding, Zero):
+            return policy.sharding.start(optimizer, max_norm)
+        return Steps(policy, optimizer, parameters, max_norm)
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, in rank order, on every rank."""
@@ -137,29 +158,6 @@ def others_alive() -> Iterator[None]:
             f"another process of the run is gone, or did not answer within rank_timeout: {str(error).splitlines()[0]:.200}. What "
             "is done is kept: the same command goes on from the last checkpoint."
         ) from error
-
-
-def chosen(asked: str, accelerator: Any) -> str:
-    """'ddp' or 'fsdp': what the recipe asks for, or accelerate was told. TrainingError for what llmrl does not do."""
-    kind = accelerator.distributed_type
-    told = "fsdp" if kind == DistributedType.FSDP else "ddp"
-    refused = None
-    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
-        refused = "FSDP 1. Set fsdp_version: 2 in it"
-    elif kind == DistributedType.FSDP and isinstance(accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy):
-        refused = (
-            "weights that are kept on the CPU. Set fsdp_offload_params: false in it, or train adapters (model.lora)"
-        )
-    elif kind not in TRAINED_BY:
-        refused = (
-            f"{kind.value}. Set distributed_type: FSDP and fsdp_version: 2 in it, which spread what ZeRO-3 spreads"
-        )
-    elif (told, asked) == ("fsdp", "ddp"):
-        refused = "FSDP, and the recipe for parallel=ddp. Leave one of the two out"
-    if refused is not None:
-        raise TrainingError(f"accelerate's configuration asks for {refused}.")
-    wanted = told if asked == "auto" else asked
-    return "ddp" if accelerator.num_processes == 1 else wanted  # nobody to share with
 
 
 def _rows(arrays: dict[str, Tensor]) -> int:

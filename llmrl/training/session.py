@@ -13,9 +13,11 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
 from llmrl import observe, references
+from llmrl.ahead import Ahead
 from llmrl.api import Result
 from llmrl.combinations import cautions
 from llmrl.composition import build_stage as build_algorithm
+from llmrl.composition import replays
 from llmrl.durable import commit, draft_of
 from llmrl.errors import CheckpointError, LlmrlError
 from llmrl.faults import reach
@@ -25,7 +27,7 @@ from llmrl.policy.model import Policy
 from llmrl.pool import Pool
 from llmrl.recipe import Recipe
 from llmrl.redaction import redact
-from llmrl.run import StageRun, build_stage, first_policy, replays
+from llmrl.run import StageRun, build_stage, first_policy
 from llmrl.scoring import make_scorers
 from llmrl.tracking.folder import RunFolder
 from llmrl.tracking.jsonl import write_text
@@ -35,7 +37,7 @@ from llmrl.tracking.report import write_report
 from llmrl.tracking.summary import summary
 from llmrl.training import checkpoint
 from llmrl.training.buffer import Buffer
-from llmrl.training.places import FINISHED, Lock, demand_same, identity, place, prepare
+from llmrl.training.places import FINISHED, Lock, demand_same, identity, place, prepare, unbegun
 from llmrl.training.profile import profiled
 from llmrl.training.ranks import Ranks, others_alive
 from llmrl.training.saving import Saver
@@ -75,10 +77,13 @@ def run(recipe: Recipe, scorers: list[Callable] = ()) -> Result:
                 if session is not None:
                     session.keep(stop)
                 raise (KeyboardInterrupt() if stop.name == "SIGINT" else SystemExit(ENDED)) from None
+    except LlmrlError:
+        if ranks.main:
+            unbegun(found)
+        raise
     finally:
         if session is not None:
-            session.pool.close()
-            session.panel.close()
+            session.close()
         if lock is not None:
             lock.close()
 
@@ -95,8 +100,16 @@ class Session:
         track = self.ranks.accelerator.log if recipe.run.tracking.trackers else None
         self.log = Log(folder, self.panel.message, track)
         self.saver = Saver(folder.path, ranks, self.log)
+        self.stage: StageRun | None = None
         self.global_step = 0
         self.last: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """End what works beside this thread."""
+        if self.stage is not None and self.stage.ahead is not None:
+            self.stage.ahead.close()
+        self.pool.close()
+        self.panel.close()
 
     def run(self, resumed: Path | None) -> Result:
         state = checkpoint.read_state(resumed) if resumed else {"stage": 0, "step": 0, "global_step": 0}
@@ -128,7 +141,7 @@ class Session:
             self.log.attempt("trackers", lambda: start("llmrl", config=config), "metrics.jsonl has every row")
         memory = None
         for index in range(state["stage"], len(self.recipe.stages)):
-            stage = build_stage(
+            stage = self.stage = build_stage(
                 self.recipe,
                 index,
                 policy,
@@ -140,15 +153,17 @@ class Session:
                 self.functions,
             )
             self.saver.boundary = None  # the optimizer that it belongs to is gone
-            start = 0
+            start, owed = 0, []
             if resumed is not None and index == state["stage"]:
                 self.restore(stage, resumed, state)
-                start = state["step"]
+                start, owed = state["step"], state.get("ahead", [])
             if stage.scorers or not replays(stage.config.rollout.engine):
                 owner = {"recipe": identity(self.recipe, self.functions), "steps": stage.steps}
                 stage.buffer = Buffer(self.folder.path, index, owner, self.ranks, self.log)
                 if self.ranks.main:
                     stage.buffer.forget(start)  # it may have been killed between the checkpoint and this
+            if stage.config.rollout.staleness:
+                stage.ahead = Ahead(stage.config.rollout.staleness, stage.version, owed)
             self.train(stage, policy, start)
             memory = stage.memory
             stage.close()
@@ -178,6 +193,7 @@ class Session:
             "memory": stage.memory,
             "states": dict(stage.states),
             "drawn": stage.drawn,
+            "ahead": stage.ahead.listed() if stage.ahead is not None else [],
             "feedback_cut": stage.feedback_cut,
             "updater": stage.updater.kept(),
             "prompts": stage.prompts.digest,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from llmrl.clock import span
 from llmrl.errors import TrainingError
 from llmrl.faults import reach
 from llmrl.policy.model import Policy
-from llmrl.policy.sharding import full
 from llmrl.training import monitors
 from llmrl.training.balance import balanced
 from llmrl.training.credit import on_all_ranks
@@ -46,6 +45,9 @@ class Updater:
     ):
         self.policy, self.optimizer, self.ranks, self.settings = policy, optimizer, ranks, settings
         self.sampler = sampler or policy
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.parameters: list[nn.Parameter] = [p for _, p in policy.trainable() if id(p) in held]
+        self.steps = ranks.steps(policy, optimizer, self.parameters, settings.max_grad_norm)
         self.asked = settings.tokens_per_micro_batch
         self.skipped = 0  # steps in a row whose gradient was not finite
         self.split = 0  # micro-batches that did not fit into memory
@@ -149,8 +151,7 @@ class Problem:
         self.updater, self.batch, self.algorithm = updater, batch, algorithm
         self.extras, self.states, self.seed, self.ranks = extras, states, seed, updater.ranks
         self.epochs = algorithm.epochs
-        held = {id(p) for group in updater.optimizer.param_groups for p in group["params"]}
-        self.parameters: list[nn.Parameter] = [p for _, p in updater.policy.trainable() if id(p) in held]
+        self.parameters = updater.parameters
         self.groups = updater.ranks.gather_arrays({"group_ids": batch.arrays["group_ids"]})[0]["group_ids"]
         self.averages, self.norms, self.measured, self.last = monitors.Averages(), [], 0, {}
         self.skipped, self.split_before = 0, updater.split
@@ -188,7 +189,8 @@ class Problem:
         jobs = self._jobs(mini, only)
         averages.add("update/rows", torch.tensor([len(jobs[0].active())]))
         self.measured += only is None
-        if self.ranks.maximum(sum(len(job.active()) for job in jobs)):
+        spread = self.updater.policy.sharding.spread  # then a step needs a gradient, be it nothing
+        if spread or self.ranks.maximum(sum(len(job.active()) for job in jobs)):
             while (seen := self._backward(jobs, first and not self.algorithm.perturb)) is None:
                 self.zero()
             averages.merge(seen)
@@ -216,19 +218,12 @@ class Problem:
 
         Where that is not finite nothing changes. TrainingError when too many steps in a row are skipped so.
         """
-        for p in self.parameters:
-            if p.grad is None:  # nothing was forwarded: an exact zero, so that the optimizer's moments still decay
-                p.grad = torch.zeros_like(p)
-        norm = float(full(nn.utils.clip_grad_norm_(self.parameters, self.updater.settings.max_grad_norm)))
+        norm = self.updater.steps.step()
         if not norm < float("inf"):
-            self.zero()
             self.skipped += 1
             self.updater.skip(norm)
             return norm
         self.updater.skipped = 0
-        with span("optimizer"):
-            self.updater.optimizer.step()
-        self.zero()
         self.norms.append(norm)
         reach("stepped")
         for key, part in self.algorithm.remembering().items():
@@ -237,15 +232,16 @@ class Problem:
         return norm
 
     def zero(self) -> None:
-        """Forget the gradient, also that of parameters which this stage does not train."""
-        self.updater.policy.module.zero_grad(set_to_none=True)
+        """Forget the gradient."""
+        self.updater.steps.zero()
 
     def report(self) -> dict[str, float]:
         """Means over everything that was done, by metric name."""
         updates = max(self.measured, 1)  # none when no rank has a row
         facts = {"gradient/norm": sum(self.norms) / max(len(self.norms), 1), "update/steps": len(self.norms)}
         out = means(self.ranks.sums(self.averages.sums), self.ranks.sums(self.averages.counts), updates)
-        troubles = {"update/skipped": self.skipped, "update/split": self.updater.split - self.split_before}
+        split = self.ranks.sums({"split": self.updater.split - self.split_before})["split"]
+        troubles = {"update/skipped": self.skipped, "update/split": split}
         facts |= {name: count for name, count in troubles.items() if count}
         return {"update/rows": 0.0} | out | maxima(self.ranks, self.averages.maxima) | facts
 
@@ -282,7 +278,8 @@ class Problem:
         mini.batch = self.batch.take(mini.rows)
         names = sources(name for part in self.algorithm.prepare for name in catalog.inputs_of(part))
         current = {name for name in names if VOCABULARY[name].source == "current"}
-        if not self.norms:
+        replaced = any(getattr(catalog.unwrap(part), "replaces_old", False) for part in self.algorithm.shaping)
+        if not self.norms and not replaced:
             now = {name: mini.batch.arrays[f"old_{name}"] for name in current}
         else:
             budget = self.updater.settings.tokens_per_micro_batch
@@ -297,17 +294,18 @@ class Problem:
 
     def _watch(self, mini: MiniBatch, averages: monitors.Averages) -> None:
         """Measure the gap where the first mini-batch's own forward will not: under another context than was sampled
-        from, of other weights than the policy's, with noise, or because no row of it is forwarded."""
-        batch, updater = self.batch, self.updater
+        from, of other weights than the policy's, with noise, or because no row of it is forwarded. Rows that older weights
+        wrote cannot tell."""
+        batch, updater, telling = self.batch, self.updater, of_now(self.batch)
         own = updater.sampler is updater.policy and not self.algorithm.perturb
-        others = [i for i, s in enumerate(batch.samples) if not own or s.training != s.sampled]
-        sampled = "rollout_logprobs" in batch.arrays  # absent on a rank without rows, so every rank asks the others
-        forwarded = [mini.batch.samples[i] for i in active(mini.batch, range(len(mini.batch)), self.algorithm)]
+        others = [i for i in telling if not own or batch.samples[i].training != batch.samples[i].sampled]
+        sampled = "rollout_logprobs" in batch.arrays and bool(telling)  # a rank without such rows asks the others
+        forwarded = [mini.batch.samples[i] for i in active(mini.batch, of_now(mini.batch), self.algorithm)]
         measured = sum(own and s.training == s.sampled for s in forwarded) if sampled else 0
         known = self.ranks.sums({"measured": measured, "sampled": sampled})
         if known["measured"] or not known["sampled"]:
             return
-        some = batch.take((others or list(range(len(batch))))[:MONITORED_ROWS])
+        some = batch.take((others or telling)[:MONITORED_ROWS])
         got = run_pass(updater.sampler, some, updater.settings.tokens_per_micro_batch, under="sampled")
         if sampled:
             monitors.gap(averages, got["logprobs"], some.arrays["rollout_logprobs"], some.arrays["loss_mask"])
@@ -329,25 +327,51 @@ class Problem:
         averages = monitors.Averages()
         plan = self._plan(jobs) or [(jobs[0], [])]
         for place, (job, chosen) in enumerate(plan):
-            last = place + 1 >= len(plan)
-            try:
-                with self._synchronised(last):
-                    with span("forward"):
-                        loss = job.loss(chosen, averages, measure_gap) if chosen else job.nothing()
-                    with span("backward"):
-                        self.ranks.accelerator.backward(loss * self.ranks.size)
-            except (RuntimeError, MemoryError) as error:
-                waits = last or self.updater.policy.sharding.spread  # for others, which are in the sum of gradients
-                if not out_of_memory(error) or (waits and self.ranks.size > 1):
-                    raise
-                self.updater.shrink(job, chosen)
+            last, done = place + 1 >= len(plan), False
+            # all processes: none begins a backward pass that waits for the others before each has the room for it
+            together = self.ranks.size > 1 and (last or self.updater.policy.sharding.spread)
+            with self.updater.steps.sharing(last):
+                loss = None
+                with span("forward"), self._smaller_after(job, chosen):
+                    loss = job.loss(chosen, averages, measure_gap) if chosen else job.nothing()
+                fits = self._all_fit(loss is not None) if together else loss is not None
+                if fits:
+                    with span("backward"), self._smaller_after(job, chosen, certain=together):
+                        self.updater.steps.backward(loss * self.ranks.size)
+                        done = True
+                elif together:
+                    self.updater.steps.backward(job.nothing())  # what waits for one since the forward pass has it
+            if not done:
                 return None
         return averages
+
+    @contextlib.contextmanager
+    def _smaller_after(self, job: Job, chosen: list[int], certain: bool = False) -> Iterator[None]:
+        """Inside, memory that does not suffice for these rows makes later micro-batches smaller; an error where the others
+        are certain of this pass, or a gradient that was begun cannot be begun anew."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if certain or not self.updater.steps.forgets or not out_of_memory(error):
+                raise
+            self.updater.shrink(job, chosen)
+
+    def _all_fit(self, here: bool) -> bool:
+        """Whether every process had the room. From now on none makes larger micro-batches than another: a checkpoint says
+        what one of them does."""
+        settings = self.updater.settings
+        told = self.ranks.gather((here, settings.tokens_per_micro_batch))
+        self.updater.settings = replace(settings, tokens_per_micro_batch=min(budget for _, budget in told))
+        return all(fits for fits, _ in told)
 
     def _plan(self, jobs: list[Job]) -> list[tuple[Job, list[int]]]:
         """Each job with its micro-batches, empty ones behind where other ranks have more and wait for this one."""
         plan = [(job, chosen) for job in jobs for chosen in job.micro_batches(job.active())]
         return plan + [(jobs[0], [])] * (self.updater.policy.sharding.most(len(plan)) - len(plan))
 
-    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if last else self.ranks.accelerator.no_sync(self.updater.policy.wrapped)
+
+def of_now(batch: Batch) -> list[int]:
+    """The rows that the weights in training wrote, as far as the batch says who wrote them."""
+    if "staleness" not in batch.arrays:
+        return list(range(len(batch)))
+    return (batch.arrays["staleness"] == 0).nonzero().squeeze(1).tolist()

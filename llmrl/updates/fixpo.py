@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from llmrl.config import Natural
 from llmrl.updates.problem import Problem
 
 PENALTY = ("FixpoPenalty", "SampledFixpoPenalty")  # the one that is there is minimised in the second phase
@@ -57,13 +58,15 @@ class Fixpo:
     do not suffice the parameters go back to where they last were inside; the authors' code goes on for ever.
     """
 
+    writes = True  # parameters, past the optimizer
+
     def __init__(
         self,
         *,
         bound: float = 0.2,
         measure: Literal["max", "mean"] = "max",
         after: Literal["every_epoch", "last_epoch"] = "every_epoch",
-        max_steps: int = 100,
+        max_steps: Natural = 100,
     ):
         self.bound, self.measure, self.after, self.max_steps = bound, measure, after, max_steps
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llmrl.config import AboveZero, NotNegative, Positive
 from llmrl.errors import TrainingError
 from llmrl.ops.solve import conjugate_gradient
 from llmrl.updates.problem import Problem
@@ -29,7 +30,7 @@ class Trial(NamedTuple):
 
 
 def natural_step(
-    gradient: Tensor, product: Callable[[Tensor], Tensor], *, max_kl: float, iterations: int = 10
+    gradient: Tensor, product: Callable[[Tensor], Tensor], *, max_kl: float, iterations: Positive = 10
 ) -> Tensor:
     """The step [n] down the natural gradient whose KL is max_kl, to second order (arXiv:1502.05477, appendix C).
 
@@ -67,7 +68,7 @@ class Trpo:
 
     whole = True  # it works on one vector of all parameters
 
-    def __init__(self, *, max_kl: float = 0.01, damping: float = 0.1, iterations: int = 10):
+    def __init__(self, *, max_kl: AboveZero = 0.01, damping: NotNegative = 0.1, iterations: Positive = 10):
         self.max_kl, self.damping, self.iterations = max_kl, damping, iterations
 
     def init(self) -> dict[str, Any]:

@@ -6,15 +6,13 @@ standard output. As elsewhere nothing that is expected goes in and nothing but p
 
 from __future__ import annotations
 
-import json
 import marshal
 import secrets
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from reward_models.posted import posted
 from reward_models.sandbox import tiers
 from reward_models.sandbox.calls import Call
 from reward_models.sandbox.errors import Fault, InfrastructureError, Late
@@ -112,7 +110,9 @@ def run_remotely(address: str, source: str, stdin: str, limits: Limits) -> Ended
 
 def post(address: str, request: dict[str, Any], timeout: float) -> dict[str, Any]:
     """The JSON that a server answers. Raises OSError or ValueError."""
-    data = json.dumps(request).encode()
-    asked = urllib.request.Request(address, data, {"Content-Type": "application/json"})  # noqa: S310 - is_address
-    with urllib.request.urlopen(asked, timeout=timeout) as reply:  # noqa: S310
-        return json.loads(reply.read(REPLY))
+    import httpx
+
+    try:
+        return posted(address, request, seconds=timeout, largest=REPLY, proxied=True)
+    except httpx.HTTPError as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -51,6 +51,7 @@ def prepared(algorithm: Algorithm, policy: Policy, reference: Policy, given: Bat
     sourced = ("rollout", "score", "loop")
     known = {n: a for n, a in given.arrays.items() if VOCABULARY[n].source in sourced}
     known["weights"] = torch.ones(given.arrays["loss_mask"].shape)
+    known.pop("staleness")  # all rows are of the weights in training
     wanted, plan = sources(required(algorithm)), {array for p in passes(algorithm) for array in p.arrays}
     paired = any(n != base_name(n) for n in required(algorithm))
     out = Batch(given.samples, known, given.pairs if paired else None, given.constants)

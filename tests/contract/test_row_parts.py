@@ -26,10 +26,6 @@ KEEPS_THE_FIRST = {
     "disjoint_pairs": "rollouts two by two in their order",
     "red_drop": "what is dropped is drawn by the rollout's place among its siblings",
 }
-SPEAKS_ALONE = {  # group-relative estimator -> why a group of one gets credit
-    "rec": "a group of one has the baseline 0",
-    "opmd": "a group of one has the baseline 0",
-}
 CREDITS_SOME = {"passk_top": "the best of a group alone has credit"}
 
 RELATIVE = [
@@ -138,8 +134,13 @@ def test_a_group_without_spread_gets_exactly_zero(name, reward):
     assert heard.all() or credit.dim() == 2 or name in CREDITS_SOME
 
 
-@pytest.mark.parametrize("name", [n for n in RELATIVE if n not in SPEAKS_ALONE])
-def test_a_group_of_one_gets_exactly_zero(name):
+@pytest.mark.parametrize("name", catalog.table("advantages"))
+def test_a_part_that_needs_siblings_gives_nothing_without_and_says_so(name):
     part = bind(catalog.get("advantages", name), FITTED.get(name, {}))
-    (credit,) = outputs(part, batch().take([0, 1, 6]))
-    assert (credit == 0).all()
+    declared = getattr(catalog.unwrap(part), "needs_siblings", False)
+    try:
+        credit = outputs(part, batch().take([0, 1, 6]))[0]
+    except ValueError as error:
+        assert declared and "rollout.group_size" in str(error)
+    else:
+        assert bool((credit == 0).all()) == declared

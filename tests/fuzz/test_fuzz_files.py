@@ -16,6 +16,7 @@ from llmrl.config import Data
 from llmrl.data.prompts import load
 from llmrl.data.read import read_rows
 from llmrl.data.tokenizer import load_tokenizer
+from llmrl.policy.sharding import Replicated
 from llmrl.results import compare
 from llmrl.tracking.folder import RunFolder
 from llmrl.tracking.report import write_report
@@ -201,7 +202,8 @@ def saved(place):
 
 def put_in_place(folder):
     parameter = torch.nn.Parameter(torch.ones(2))
-    checkpoint.load(folder, SimpleNamespace(trainable=lambda: [("a", parameter)]), torch.optim.SGD([parameter], lr=0.1))
+    policy = SimpleNamespace(trainable=lambda: [("a", parameter)], sharding=Replicated())
+    checkpoint.load(folder, policy, torch.optim.SGD([parameter], lr=0.1))
 
 
 def test_what_is_damaged_below_is_whole(saved):

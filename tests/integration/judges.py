@@ -16,6 +16,11 @@ def graded(completion_ids, **columns) -> list[float]:
     return [float(sum(ids) % 7) / 7 for ids in completion_ids]
 
 
+def seldom(completion_ids, **columns) -> list[float]:
+    """1 for about one answer in thirteen: most groups have the same for all."""
+    return [float(sum(ids) % 13 == 0) for ids in completion_ids]
+
+
 def kind_of(prompt) -> int:
     """0, 1 or 2 by the prompt's text."""
     return sum(map(ord, str(prompt))) % 3

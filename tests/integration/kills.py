@@ -47,6 +47,21 @@ KINDS: dict[str, dict[str, Any]] = {
         "scorers": [{"name": "scripted_feedback", "tags": False}],
         "algorithm": {"name": "fcp", "condition": {"min_score": 0.0}},
     },
+    # a thread that samples ahead of training, whose answers a checkpoint has to wait for
+    "ahead": BRANCHES
+    | {
+        "algorithm": {"name": "tis"},
+        "scorers": ["judges:varied"],
+        "rollout": BRANCHES["rollout"] | {"engine": "own_weights:OwnWeights", "staleness": 1},
+        "training": {"steps": 5, "save_every": 2},
+    },
+    "far ahead": BRANCHES
+    | {
+        "algorithm": {"name": "dapo", "shaping": ["importance_weights"]},
+        "scorers": ["judges:varied"],
+        "rollout": BRANCHES["rollout"] | {"engine": "own_weights:OwnWeights", "staleness": 3},
+        "training": {"steps": 6, "save_every": 2},
+    },
     # two stages with exports between them, a checkpoint after every step
     "stages": BRANCHES
     | {
@@ -203,12 +218,12 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def oracle(base: Path, kind: str) -> Oracle:
+def oracle(base: Path, kind: str, **changes: Any) -> Oracle:
     """The undisturbed run of a kind."""
     census, seen = Everything(), base / f"{kind}-visits.json"
 
     def work() -> None:
-        run(base, f"{kind}-oracle", kind, faults.Plan(census, 1, "kill"))()
+        run(base, f"{kind}-oracle", kind, faults.Plan(census, 1, "kill"), **changes)()
         seen.write_text(json.dumps(census.seen))
 
     began = time.monotonic()

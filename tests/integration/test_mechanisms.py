@@ -489,7 +489,9 @@ def test_fixpo_goes_back_where_its_steps_do_not_suffice(tmp_path, steps):
 
 
 def test_a_loss_on_pairs_wants_rollouts_that_can_be_paired(tmp_path):
-    with pytest.raises(RecipeError, match="trains on pairs of rollouts, and rollout.group_size is 1. Expected 2"):
+    with pytest.raises(
+        RecipeError, match="rollout.group_size: found 1, expected 2 at least: the algorithm trains on pairs"
+    ):
         trained(tmp_path, "one", algorithm={"name": "p3o"}, scorers=["judges:varied"], rollout={"group_size": 1})
     with pytest.raises(RecipeError, match="no selection made any. Set algorithm.select, such as best_worst_pairs"):
         trained(tmp_path, "none", algorithm={"name": "rebel", "select": []}, scorers=["judges:varied"])

@@ -7,7 +7,7 @@ import json
 import pytest
 from helpers import TIMED, interrupted, messages_of, rollouts, rows, trained, varied, weights_of
 
-from llmrl.errors import CheckpointError
+from llmrl.errors import CheckpointError, ModelError
 
 STEPS = {"training": {"steps": 5, "save_every": 2}}
 TWO_STAGES = {
@@ -146,3 +146,17 @@ def test_another_recipe_is_refused_with_the_keys_that_differ(tmp_path):
         trained(tmp_path, **changed)
     longer = RUNS["grpo"] | {"training": {"steps": 6, "save_every": 2}}  # how long to train may change
     assert len(rows(trained(tmp_path, **longer).folder)) == 6
+
+
+@pytest.mark.parametrize("path", ["nobody/no-such-model", "damaged"])
+def test_a_model_that_cannot_be_had_leaves_no_folder(tmp_path, monkeypatch, path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged").mkdir()
+    sections = {"algorithm": {"name": "grpo"}, "scorers": ["judges:varied"]}
+    with pytest.raises(ModelError, match="model.path"):
+        trained(tmp_path, "gone", model={"path": path, "make": None}, **sections)
+    assert not (tmp_path / "runs" / "gone").exists()
+    run = trained(tmp_path, "gone", training={"steps": 1}, **sections)
+    assert run.folder == tmp_path / "runs" / "gone"

@@ -8,6 +8,8 @@ import sys
 import pytest
 from helpers import write_recipe
 
+from llmrl.serving.fleet import free_ports
+
 DIGITS = "0123456789abcdefGHIJKLMNOPqrstuvwxyz"
 ENVIRONMENT = {  # as a user has them
     "HF_TOKEN": "hf_" + DIGITS[:34],
@@ -107,6 +109,30 @@ def test_what_this_test_looks_for_is_there_without_the_redaction(place, monkeypa
     run = folders.RunFolder.create(place / "open", json.dumps(ENVIRONMENT))
     run.write_rollouts(1, [{"text": text} for text in ELSEWHERE.values()])
     assert leaks(*contents(place / "open")) == set(ENVIRONMENT) | set(ELSEWHERE)
+
+
+SERVING = """
+import sys
+from llmrl.serving import fleet
+fleet.PROGRAM = "fixtures.fake_replica"
+from llmrl.cli import main
+sys.exit(main(["serve", "model", "--port", sys.argv[1]]))
+"""
+
+
+@pytest.mark.processes
+def test_what_servers_print_has_no_secret_and_not_their_token(tmp_path):
+    """They say their whole environment, on several lines and on one, and die of it."""
+    told = f"a line {{'X-Api-Key': '{ELSEWHERE['header']}'}} https://{ELSEWHERE['address']}@host "
+    told += " ".join(v for k, v in ELSEWHERE.items() if k not in ("header", "address"))
+    places = {"PYTHONPATH": f"{os.getcwd()}:{os.path.join(os.getcwd(), 'tests')}"}
+    environment = os.environ | ENVIRONMENT | places | {"LLMRL_FAULT": "print", "LLMRL_PRINTED": told}
+    environment.pop("LLMRL_SERVER_TOKEN", None)
+    command = [sys.executable, "-c", SERVING, str(free_ports(1)[0])]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    said, log = done.stdout + done.stderr, (tmp_path / "servers" / "server-0.log").read_text()
+    assert done.returncode == 2 and "3 times in a row" in said and "a line" in log and log.count("[redacted]") > 20
+    assert not leaks(said, log) and (tmp_path / "servers" / "token").read_text() not in said + log
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from fixtures.completion_server import (
     TOKEN,
     VOCABULARY,
     CompletionServer,
+    answered,
     changed,
     die,
     freeze,
@@ -177,6 +178,41 @@ def test_the_caller_is_told_of_what_has_come_in_its_own_thread(engine_of):
         known = {number: row for some in told for number, row in some.items()}
         assert 1 <= len(known) < len(PROMPTS) and all(right()[number] == row for number, row in known.items())
         assert [[r.ids for r in row] for row in rows] == right() and {} in told  # let in although nothing was new
+
+
+def test_a_prompt_is_told_of_while_another_is_still_being_written(engine_of):
+    """The last answer is held back until the caller has heard of all the others."""
+    heard, everything = {}, threading.Event()
+
+    def held(handler, body):
+        if everything.wait(60):
+            answered(handler, body)
+
+    def finished(ended):
+        heard.update(ended)
+        if len(heard) == len(PROMPTS) - 1:
+            everything.set()
+
+    for servers in (1, 2):
+        heard.clear(), everything.clear()
+        with CompletionServer([held]) as slow, CompletionServer() as other:
+            engine = engine_of(*[slow, other][:servers])
+            assert [
+                [r.ids for r in row] for row in engine.generate(PROMPTS, SAMPLING, GROUP, SEEDS, finished)
+            ] == right()
+            assert everything.is_set() and engine.measured()["rollout/asked_again"] == 0
+
+
+def test_faults_are_counted_until_they_are_asked_for(engine_of):
+    with CompletionServer([None, changed(nan), reset]) as faulty, CompletionServer() as other:
+        engine = engine_of(faulty, other)
+        assert engine.measured() == {"rollout/asked_again": 0, "rollout/servers": 2}
+        other.wait = faulty.wait = 0.05
+        assert generated(engine) == right()
+        assert engine.measured()["rollout/asked_again"] == 1 + GROUP
+        other.kill()
+        engine.sync(engine.context.policy, 1)
+        assert engine.measured() == {"rollout/asked_again": 0, "rollout/servers": 1}
 
 
 def test_greedy_samples_are_asked_for_once(engine_of):

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers import rows, trained, weights_of, write_recipe
 
@@ -70,3 +71,32 @@ def test_two_processes_end_together_and_leave_none(tmp_path, number, status):
         shorter = PLAIN | {"training": {"steps": done + 2, "save_every": 0}}
         resumed = trained(tmp_path, "both", **shorter)  # one process goes on with what two have begun
         assert len(rows(resumed.folder)) == done + 2 and weights_of(resumed.folder)
+
+
+def tree(pid: int) -> set[int]:
+    """The process and everything that it has started, in whatever session."""
+    return {pid} | {child.pid for child in psutil.Process(pid).children(recursive=True)}
+
+
+@pytest.mark.parametrize("who", ["launcher", "agent"])
+def test_no_process_outlives_a_launcher_that_is_killed(tmp_path, who):
+    recipe = write_recipe(tmp_path, "orphans", **PLAIN)
+    run = started(recipe)
+    waited(run, tmp_path / "runs" / "orphans" / "metrics.jsonl")
+    everyone = tree(run.pid)
+    assert len(everyone) >= 8  # launcher, agent, two ranks, and each rank's scorers
+    os.kill(run.pid if who == "launcher" else psutil.Process(run.pid).children()[0].pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10.0
+    while left := [pid for pid in everyone - {run.pid} if alive(pid)]:
+        assert time.monotonic() < deadline, [psutil.Process(pid).cmdline() for pid in left]
+        time.sleep(0.05)
+    assert run.wait(PATIENCE) == (-signal.SIGKILL if who == "launcher" else 2)
+    run.stdout.close()
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs: what nobody waits for any more is dead."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -165,3 +165,24 @@ def test_a_run_samples_from_it(engine, tmp_path, monkeypatch):
     gaps = [row["rollout/logprob_gap_max"] for row in rows(result.folder, "rollout/logprob_gap_max")]
     assert len(gaps) == 3 and max(gaps) < 1e-4
     assert [{r["version"] for r in stored_rollouts(result.folder, step)} for step in (1, 2, 3)] == [{0}, {1}, {2}]
+
+
+def test_a_run_samples_from_it_ahead_of_training(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMRL_SERVER_TOKEN", engine.fleet.token)
+    result = trained(
+        tmp_path,
+        model={"make": {"name": "tiny", **SHAPE}},
+        algorithm={"name": "tis"},
+        scorers=["judges:varied"],
+        rollout={"engine": {"name": "vllm_server", "urls": engine.fleet.urls}, "staleness": 2},
+        training={"steps": 4, "learning_rate": 1e-2},
+    )
+    assert [{r["version"] for r in stored_rollouts(result.folder, step)} for step in (1, 2, 3, 4)] == [
+        {0},
+        {0},
+        {0},
+        {2},
+    ]
+    found = rows(result.folder, "rollout/staleness")
+    assert found[0]["rollout/logprob_gap_max"] < 1e-4
+    assert all(row["rollout/stale_gap_mean"] > 1e-3 for row in found[1:])

@@ -67,10 +67,10 @@ def test_an_unknown_command_gets_the_nearest(capsys):
 
 
 def test_train_hands_on_overrides_and_processes(calls, good):
-    assert main(["train", good, "seed=2", "--num-processes", "2", "--training.weight_decay", "-0.5"]) == 0
+    assert main(["train", good, "rollout.top_k=2", "--num-processes", "2", "--seed", "-5"]) == 0
     name, options = calls[0]
     assert name == "train" and options["num_processes"] == 2 and str(options["recipe"]) == good
-    assert options["overrides"] == ["seed=2", "--training.weight_decay", "-0.5"]
+    assert options["overrides"] == ["rollout.top_k=2", "--seed", "-5"]
 
 
 def test_eval_and_check_hand_on(calls, good, capsys):

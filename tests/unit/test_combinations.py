@@ -33,6 +33,14 @@ REFUSED = {
         {"name": "grpo", "combine": ["weighted_sum", "ppo_max_normalisation", "ppo_max_normalisation"]},
         "algorithm.combine: PpoMaxNormalisation stands there more than once",
     ),
+    "a ratio and a weight": (
+        {"name": "tis", "shaping": [TIS, "ratio_to_sampler"]},
+        "importance_weights and ratio_to_sampler both weigh",
+    ),
+    "replaced ahead of who reads it": (
+        {"name": "grpo", "shaping": ["ratio_to_sampler", "rejection_mask"]},
+        "ratio_to_sampler stands ahead of rejection_mask, which would take the engine's",
+    ),
     "two weights": ({"name": "tis", "shaping": [TIS, "icepop"]}, "importance_weights and icepop both weigh"),
     "twice the same": ({"name": "grpo", "shaping": [TIS, TIS]}, "importance_weights and importance_weights both weigh"),
     **{

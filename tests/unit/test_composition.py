@@ -6,9 +6,10 @@ import yaml
 
 from llmrl import api, catalog
 from llmrl.algorithm import STAGES, Before
-from llmrl.composition import build, described
+from llmrl.composition import build, build_stage, described
 from llmrl.errors import RecipeError, TrainingError
 from llmrl.plan import required
+from llmrl.recipe import resolve
 from llmrl.training.credit import laid_out
 
 
@@ -69,3 +70,49 @@ def test_check_refuses_what_training_would_and_says_what_is_read_by_nobody(tmp_p
         api.check("r.yaml", ["extra_data=null", "algorithm.extra=[{objective: ptx}]"])
     with pytest.raises(RecipeError, match="trains on stored answers to its prompts, and none of them has one"):
         api.check("r.yaml", ["algorithm.name=ahpo"])
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"name": "ppo", "gae_lambda": 1.5}, "gae_lambda: found 1.5, expected less than or equal to 1."),
+        ({"name": "ppo", "gamma": -0.1}, "gamma: found -0.1, expected greater than or equal to 0."),
+        ({"name": "ppo", "value_clip": -0.2}, "value_clip: found -0.2, expected greater than or equal to 0."),
+        ({"name": "ppo", "epochs": 0}, "epochs: found 0, expected greater than or equal to 1."),
+        ({"name": "grpo", "kl_coef": -1}, "kl_coef: found -1, expected greater than or equal to 0."),
+        ({"name": "dapo", "objective": {"clip_low": -0.2}}, "objective.clip_low: found -0.2, expected greater than"),
+        ({"name": "awr", "temperature": 0}, "temperature: found 0, expected greater than 0."),
+        ({"name": "dpo", "beta": float("nan")}, "beta: found nan, expected"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(config, said):
+    assert f"algorithm.{said}" in problem(config)
+
+
+def stage_of(tmp_path, algorithm: str, engine: str = "transformers"):
+    """The only stage of a recipe with one rollout a prompt."""
+    path = tmp_path / "one.yaml"
+    path.write_text(
+        f"model: {{make: tiny}}\ndata: {{source: addition}}\nalgorithm: {algorithm}\nscorers: [math_answer]\n"
+        f"rollout: {{engine: {engine}, group_size: 1}}\n"
+    )
+    return resolve(path).stages[0]
+
+
+@pytest.mark.parametrize("algorithm", ["{name: grpo}", "{name: ppo, advantage: rloo}", "{name: p3o}"])
+def test_one_rollout_a_prompt_is_refused_where_it_would_learn_nothing(tmp_path, algorithm):
+    with pytest.raises(RecipeError, match=r"one.yaml:5: rollout.group_size: found 1, expected 2 at least: .*Raise it"):
+        build_stage(stage_of(tmp_path, algorithm))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "engine"),
+    [
+        ("{name: reinforce}", "transformers"),
+        ("{name: ppo}", "transformers"),
+        ("{name: dpo}", "replay"),
+        ("{name: grpo}", "replay"),
+    ],
+)
+def test_one_rollout_a_prompt_does_where_nothing_is_compared_or_it_is_stored(tmp_path, algorithm, engine):
+    build_stage(stage_of(tmp_path, algorithm, engine))

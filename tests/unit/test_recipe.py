@@ -134,13 +134,13 @@ def test_another_name_replaces_the_options_that_went_with_the_old_one(write):
 
 def test_overrides_in_every_form(write):
     path = write("r.yaml", GOOD)
-    words = ["training.steps=3", "--training.learning_rate=2e-4", "--training.weight_decay", "-0.5", "data.system="]
+    words = ["training.steps=3", "--training.learning_rate=2e-4", "--seed", "-5", "data.system="]
     recipe = resolve(path, [*words, "rollout.engine={name: replay}", "training.betas=[0.5, 0.9]"])
     training = recipe.run.training
-    assert (training.steps, training.learning_rate, training.weight_decay) == (3, 2e-4, -0.5)
+    assert (training.steps, training.learning_rate, recipe.run.seed) == (3, 2e-4, -5)
     assert recipe.run.data.system is None and recipe.run.rollout.engine == {"name": "replay"}
     assert training.betas == [0.5, 0.9] and recipe.origins["training.betas"] == "override"
-    assert recipe.origins["data.source"] == "r.yaml:2" and recipe.origins["seed"] == "default"
+    assert recipe.origins["data.source"] == "r.yaml:2" and recipe.origins["seed"] == "override"
 
 
 def test_spoiled_overrides(write):

@@ -276,6 +276,8 @@ def test_smooth_averages_neighbours_of_the_same_stage_and_leaves_the_ends():
         (-0.012, 0.03, [-0.02, -0.01, 0, 0.01, 0.02, 0.03]),
         (0.0, 0.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
         (3.0, 3.0, [1, 2, 3, 4, 5]),
+        (5e-324, 5e-324, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (-5e-324, 0.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
     ],
 )
 def test_ticks_are_round(low, high, ticks):

@@ -247,7 +247,7 @@ def test_no_server_outlives_who_started_it(tmp_path):
         here = namedtuple("fleet", "ports")([port])
         assert len(pids(here)) == 1
         parent.kill()
-        until(lambda: not pids(here))
+        until(lambda: not pids(here), 10.0)
 
 
 @pytest.mark.processes

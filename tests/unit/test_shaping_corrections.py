@@ -11,7 +11,7 @@ from llmrl.batch import Loss
 from llmrl.objectives.m2po import m2po
 from llmrl.objectives.policy import clipped_surrogate
 from llmrl.ops.reduce import reduce_tokens, row_coefficients
-from llmrl.shaping.importance import icepop, importance_weights, rejection_mask
+from llmrl.shaping.importance import icepop, importance_weights, ratio_to_sampler, rejection_mask
 from llmrl.shaping.m2po import m2po_mask
 from llmrl.shaping.opsm import opsm
 
@@ -47,6 +47,14 @@ def test_worked_weights_of_tokens(given):
     assert_close(found[2], tensor([0.951229, 1.05127, 2.0]), rtol=1e-5, atol=1e-6)
     loss = clipped_surrogate(given["logprobs"], given["old_logprobs"], given["advantages"])
     assert_close(token_mean(given, loss, found), tensor(-0.281261), rtol=1e-5, atol=1e-6)
+
+
+def test_worked_ratios_to_the_sampler(given):
+    # row 1: log-ratios 0.18, -0.15, 0.05, all within the clip, and A = 1; row 4: exp(0.4) = 1.49, and A = -0.5 bears no clip
+    old = of(given, ratio_to_sampler, "rollout_logprobs", "loss_mask")
+    loss = clipped_surrogate(given["logprobs"], old, given["advantages"]).values
+    assert_close(loss[0], tensor([-1.197217, -0.860708, -1.051271]), rtol=1e-5, atol=1e-6)
+    assert_close(loss[3, 0], tensor(0.5 * 1.491825), rtol=1e-5, atol=1e-6)
 
 
 RAW = [1.03045, 0.951229, 2.4596, 0.904837]
