@@ -112,7 +112,7 @@ def growth(peaks: dict[int, float]) -> tuple[float, float, float]:
 
 
 def draw(peaks: dict[str, dict[int, float]]) -> None:
-    with figure("memory") as axes:
+    with figure("memory", width=8.6) as axes:
         for side, of_length in peaks.items():
             colour = COLOURS[side.startswith("TRL")]
             if side in EVERYWHERE:
@@ -123,7 +123,7 @@ def draw(peaks: dict[str, dict[int, float]]) -> None:
                 axes.plot(list(of_length), list(of_length.values()), mark, color=colour, mfc="white", label=side)
         axes.set(xlabel=f"tokens of each of {GROUP} answers", ylabel="MiB", title="Peak memory of one update", ylim=0)
         axes.set_xticks(LENGTHS, [f"{n:,}" for n in LENGTHS], rotation=30)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, handlelength=3, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def compare(lengths: list[int], write: bool) -> None:
