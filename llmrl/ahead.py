@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from llmrl.config import Scoring
 from llmrl.errors import TrainingError
+from llmrl.scoring import excessive, faults
 from llmrl.training.buffer import Buffer, Dealt
 from llmrl.training.ranks import Ranks
 from llmrl.types import Group
@@ -62,6 +64,8 @@ class Ahead:
                 one.groups.set_result(groups)
             else:
                 waiting.append(one)
+        if not waiting:
+            return
         device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self.thread = threading.Thread(target=work, args=(waiting, answer, device), name="ahead", daemon=True)
         self.thread.start()
@@ -72,13 +76,20 @@ class Ahead:
         one.groups.result()
         return one
 
-    def store(self, owed: Sequence[Owed], buffer: Buffer) -> None:
-        """Have the buffer hold the answers of those steps, those that it lacks; waits for them. All processes call it."""
-        for number, _, _ in owed:
-            if number in self.begun and not self.begun[number].stored:
-                one = self.wait_for(number)
-                buffer.write(one.dealt, one.groups.result())
-                one.stored = True
+    def store(self, owed: Sequence[Owed], buffer: Buffer, config: Scoring, ranks: Ranks) -> None:
+        """Have the buffer hold the answers of those steps, those that it lacks; waits for them. All processes call it.
+
+        What went wrong is left to who waits for the step: stored, it would go wrong again in every resumed run.
+        """
+        for one in [self.begun[number] for number, _, _ in owed if number in self.begun]:
+            if one.stored:
+                continue
+            here = faults(one.groups.result()) if one.groups.exception() is None else None
+            told = ranks.gather(here)
+            if None in told or excessive(told, config):
+                continue
+            buffer.write(one.dealt, one.groups.result())
+            one.stored = True
 
     def drain(self) -> None:
         """Wait until everything that is begun is done, well or badly: `wait_for` says how."""

@@ -101,7 +101,7 @@ class Collector:
         breathe: called now and then; what it raises ends the sampling.
         """
         stage, mine = self.stage, dealt.prompts
-        judging = Judging(stage.scorers, stage.config.scoring, stage.pool)
+        judging = Judging(stage.scorers, stage.config.scoring, stage.pool, breathe)
         again = (dealt.attempt,) if dealt.attempt > 1 else ()
         seeds = [self.seed_of("rollout", dealt.number, i, *again) for i in dealt.places]
         probes: list[list[Rollout]] = [[] for _ in mine]

@@ -104,6 +104,11 @@ def _replaced_early(algorithm: Algorithm) -> list[str]:
         "log-probabilities for the trainer's. Put it last."
         for part, behind in zip(algorithm.shaping, algorithm.shaping[1:], strict=False)
         if _named(part, "ratio_to_sampler")
+    ] + [
+        f"algorithm.diagnostics: {catalog.name_of(reader)} reads the trainer's log-probabilities, which "
+        "ratio_to_sampler replaces by the engine's. Take importance_weights instead, or leave the diagnostic out."
+        for reader in algorithm.diagnostics
+        if "old_logprobs" in catalog.inputs_of(reader) and _among(algorithm.shaping, ("ratio_to_sampler",))
     ]
 
 

@@ -90,7 +90,8 @@ def alone(stage: StageConfig, algorithm: Algorithm) -> list[str]:
         return []
     found, part = "rollout.group_size: found 1, expected 2 at least:", algorithm.advantage
     out = []
-    if part is not None and getattr(catalog.unwrap(part), "needs_siblings", False):
+    needing = part is not None and getattr(catalog.unwrap(part), "needs_siblings", False)
+    if needing is True or (needing and combinations.option(part, "baseline") in needing):
         out.append(
             f"{found} algorithm.advantage ({catalog.name_of(part)}) compares a rollout with the others of its prompt, and alone "
             "each would get 0. Raise it, or take a method that needs no siblings, such as reinforce, remax or ppo."

@@ -152,15 +152,18 @@ class Judging:
     """The scores of groups that may come one by one, while others are still being written.
 
     What a scorer can say of one group alone is begun with `look`; scorers that are called with the whole step wait for
-    `finish`. The scores are the same in whatever order the groups come.
+    `finish`. The scores are the same in whatever order the groups come. breathe: called while `finish` waits; what it
+    raises ends the wait.
     """
 
-    def __init__(self, scorers: Sequence[Scorer], config: Scoring, pool: Pool):
+    def __init__(
+        self, scorers: Sequence[Scorer], config: Scoring, pool: Pool, breathe: Callable[[], None] = lambda: None
+    ):
         self.scorers, self.config = scorers, config
         self.groups: dict[int, Group] = {}
         self.asked: list[Piece] = []
         pool.start([module for one in scorers for module in one.preload])
-        self.round = Round(pool)
+        self.round = Round(pool, breathe)
 
     def add(self, groups: Mapping[int, Group]) -> None:
         """Further groups, by their place in the step; often none."""
@@ -287,16 +290,22 @@ def faults(groups: Sequence[Group]) -> Faults:
 
 def refuse(found: Sequence[Faults], config: Scoring) -> None:
     """Raise ScoringError where the errors of all processes are more than the recipe tolerates."""
+    reason = excessive(found, config)
+    if reason is not None:
+        raise ScoringError(reason)
+
+
+def excessive(found: Sequence[Faults], config: Scoring) -> str | None:
+    """Why the errors of all processes are more than the recipe tolerates; None where they are not."""
     errors = [error for one in found for error in one.errors]
     if errors and config.on_error == "fail":
         name, prompt, reason = errors[0]
-        raise ScoringError(
-            f"scorer {name} failed on prompt {prompt}: {reason.rstrip('.')}. Mend the scorer, or set scoring.on_error to drop."
-        )
+        return f"scorer {name} failed on prompt {prompt}: {reason.rstrip('.')}. Mend the scorer, or set scoring.on_error to drop."
     rollouts, failed = sum(one.rollouts for one in found), sum(one.failed for one in found)
     if failed > config.max_error_share * rollouts:
         (name, reason), times = Counter((name, reason) for name, _, reason in errors).most_common(1)[0]
-        raise ScoringError(
+        return (
             f"{failed} of {rollouts} rollouts could not be scored; scoring.max_error_share allows "
             f"{config.max_error_share:g}. Most often ({times} times) scorer {name}: {reason.rstrip('.')}. Mend the scorer."
         )
+    return None

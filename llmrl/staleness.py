@@ -11,6 +11,7 @@ from llmrl.recipe import StageConfig
 # parts whose papers take answers of older weights as they are, without their probabilities
 TAKES_OLD = {"advantage": ("asymre",), "objective": ("opmd_simple",)}
 UNCORRECTING = ("sampling", "diagnostics")  # stages that change nothing of the loss
+INSUFFICIENT = ("opsm",)  # reads who wrote the answers, and leaves all but the worst of them as they are
 
 
 def refusals(stage: StageConfig, algorithm: Algorithm) -> list[str]:
@@ -58,7 +59,7 @@ def uncorrected(algorithm: Algorithm) -> Iterator[str]:
     """Whether nothing accounts for who wrote the answers. `old_logprobs` are the trainer's as the updates begin: a ratio to
     them says nothing of the steps before."""
     reading = (part for stage in STAGES if stage not in UNCORRECTING for part in algorithm.at(stage))
-    if any("rollout_logprobs" in catalog.inputs_of(part) for part in reading):
+    if any("rollout_logprobs" in catalog.inputs_of(p) and catalog.name_of(p) not in INSUFFICIENT for p in reading):
         return
     if any(catalog.name_of(part) in names for stage, names in TAKES_OLD.items() for part in algorithm.at(stage)):
         return

@@ -11,7 +11,8 @@ def posted(url: str, body: Any, *, seconds: float, largest: int, proxied: bool =
     """The answer, read from JSON. seconds: until its last byte is here. largest: its bytes. proxied: whether the
     environment's proxies are used.
 
-    Raises TimeoutError, ValueError for an answer that is too large or no JSON, httpx.HTTPError for every other trouble.
+    Raises TimeoutError, ValueError for an address that is none, an answer that is too large or no JSON, httpx.HTTPError for
+    every other trouble.
     Not for a thread in which an event loop runs.
     """
     return asyncio.run(_posted(url, body, seconds, largest, proxied))
@@ -34,7 +35,12 @@ async def _posted(url: str, body: Any, seconds: float, largest: int, proxied: bo
                 received += piece
                 if len(received) > largest:
                     raise ValueError(f"{url} answered more than {largest:,} bytes, the most that is read")
+    except (httpx.InvalidURL, ImportError) as error:  # a proxy of a kind that httpx has no package for
+        raise ValueError(f"{url}, or the proxy of the environment: {error}") from error
     except TimeoutError:
         raise TimeoutError(f"{url} has not answered within {seconds:g} s") from None
     answer.raise_for_status()
-    return json.loads(received)
+    try:
+        return json.loads(received)
+    except RecursionError:
+        raise ValueError(f"{url} answered JSON that is nested too deeply") from None

@@ -42,4 +42,4 @@ def blockwise(
     return credit
 
 
-blockwise.needs_siblings = True
+blockwise.needs_siblings = ("outcome", "group")  # baselines

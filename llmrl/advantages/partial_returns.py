@@ -66,4 +66,4 @@ def planned_for(count: int, mode: Mode, horizon: int | None = None, segments: li
     return later
 
 
-partial_returns.needs_siblings = True
+partial_returns.needs_siblings = ("group",)  # baselines

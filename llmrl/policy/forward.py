@@ -210,6 +210,14 @@ class LogitHead:
         out = copy(self)
         if type(self.linear) is not nn.Linear or self.linear.weight.requires_grad or spread(self.linear):
             out.linear = deepcopy(self.linear).requires_grad_(False)
+            for part in out.linear.modules():  # of whoever spreads the weights: the copy's are whole
+                for hooks in (
+                    part._forward_hooks,
+                    part._forward_pre_hooks,
+                    part._backward_hooks,
+                    part._backward_pre_hooks,
+                ):
+                    hooks.clear()
             for own, part in zip(self.linear.modules(), out.linear.modules(), strict=True):
                 for name, weight in own.named_parameters(recurse=False):
                     setattr(part, name, nn.Parameter(full(weight).clone(), requires_grad=False))

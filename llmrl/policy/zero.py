@@ -103,6 +103,7 @@ class Zero(Spread):
         self.package, self.stage, self.options = package(), stage, options
         self.root, self.engine = Root(module, half), None
         self.layers, self.entry = list(layers), self
+        self.begun = False  # a gradient that no step was made of yet
 
     def start(self, optimizer: torch.optim.Optimizer | None, max_norm: float = 0.0) -> Zero:
         """Let the engine work with that optimizer from now on; None: nothing is trained. max_norm: gradients are clipped to.
@@ -154,15 +155,22 @@ class Zero(Spread):
         yield
 
     def backward(self, loss: Tensor) -> None:
+        self.begun = True
         self.engine.backward(loss)
 
     def step(self) -> float:
         with span("optimizer"):
             self.engine.step()
+        self.begun = False
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else float("inf")
 
     def zero(self) -> None:
-        """Nothing: `step` has forgotten the gradient, and no rule that asks for it is let near ZeRO."""
+        """Nothing after a step, which has forgotten the gradient. TrainingError before one: DeepSpeed has spread it already."""
+        if self.begun:
+            raise TrainingError(
+                "a gradient was to be forgotten before a step was made of it, which DeepSpeed cannot do. Take another "
+                "algorithm.update, or set parallel=fsdp."
+            )
 
     @torch.no_grad()
     def put(self, values: Iterable[tuple[nn.Parameter, Tensor]]) -> None:

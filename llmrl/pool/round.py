@@ -11,7 +11,7 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from llmrl.types import Prompt, Rollout, Score
 MARGIN = (
     2.0  # seconds more for a process of asynchronous calls, which keep time themselves, and to send an answer begun
 )
+BREATH = 0.5  # seconds that a wait lasts at most before it asks whether to go on
 CHUNK = 32  # calls handed to a process at once
 WORTH = 0.01  # seconds of work for which a message to a process costs little
 STARTS = 3  # of the processes' parent in one round
@@ -66,11 +67,11 @@ class Round:
     """Calls under way. `add` and `look` wait for nobody's answer; `finish` does.
 
     A pool runs one round at a time: beginning another gives up the one before. ScoringError when the processes cannot be
-    started at all.
+    started at all. breathe: called every now and then by `finish`; what it raises ends the wait.
     """
 
-    def __init__(self, pool: Pool):
-        self.pool = pool
+    def __init__(self, pool: Pool, breathe: Callable[[], None] = lambda: None):
+        self.pool, self.breathe = pool, breathe
         self.calls: list[Call] = []
         self.outcomes: list[Outcome | None] = []
         self.left = 0  # calls without an outcome
@@ -109,11 +110,12 @@ class Round:
         with self.guarded():
             self.listen(0.0)  # a process that has died since the last look is given nothing
         while self.left:
+            self.breathe()
             with self.guarded():
                 self.hand_out(waits=True)
                 deadlines = [worker.deadline for worker in self.pool.staff if worker.todo]
                 if deadlines:
-                    self.listen(max(0.0, min(deadlines) - time.monotonic()))
+                    self.listen(min(BREATH, max(0.0, min(deadlines) - time.monotonic())))
         out, self.calls, self.outcomes = self.outcomes, [], []
         self.alone.clear()
         return out

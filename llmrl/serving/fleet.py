@@ -27,6 +27,7 @@ PROGRAM = "llmrl.serving.replica"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 STARTS = 3  # of one replica in a row that never answered
 GRACE = 10.0  # seconds for a server to end by itself, and as many for what it started
+KEY = "PRIVATE KEY-----"
 LONGEST_LINE = 1 << 16  # bytes of a log that are searched for secrets together
 CPU_KV_CACHE_MEGABYTES = 256  # vLLM's own default is a share of all memory
 # of a launcher: a server would take itself for one of the run's processes
@@ -132,11 +133,18 @@ class Fleet:
 
     def _copy(self, said: IO[bytes], log: Path) -> None:
         """What a server prints, to its log, without secrets: it has this process's environment, and the token."""
-        with said, log.open("ab", buffering=0) as file:
+        held = ""
+        with said:
             while line := said.readline(LONGEST_LINE):
-                text = redact(line.decode(errors="replace").replace(self.token, HIDDEN))
-                with contextlib.suppress(OSError):  # a full disk: one that is not read from would wait for ever
-                    file.write(text.encode())
+                held += line.decode(errors="replace").replace(self.token, HIDDEN)
+                if KEY in held and "-----END" not in held and len(held) < LONGEST_LINE:
+                    continue  # a private key has many lines, of which only the first one tells
+                with (
+                    contextlib.suppress(OSError),
+                    log.open("ab") as file,
+                ):  # a full disk: a pipe not read from would fill up
+                    file.write(redact(held).encode())
+                held = ""
 
     def _watch(self, number: int, process: subprocess.Popen) -> str:
         """Why the server is not to be used any longer."""

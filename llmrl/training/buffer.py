@@ -48,11 +48,13 @@ class Dealt:
 class Buffer:
     """The rollouts of one stage's steps in a run's folder.
 
-    owner: plain data that says whose they are; what another recipe or stage has written is never read.
+    owner: plain data that says whose they are; what another recipe or stage has written is never read. ahead: whether later
+    steps may be answered before earlier ones are trained on.
     """
 
-    def __init__(self, folder: Path, stage: int, owner: dict[str, Any], ranks: Ranks, log: Log):
+    def __init__(self, folder: Path, stage: int, owner: dict[str, Any], ranks: Ranks, log: Log, ahead: bool = False):
         self.folder, self.stage, self.owner, self.ranks, self.log = folder / "buffer", stage, owner, ranks, log
+        self.ahead = ahead
 
     def read(self, dealt: Dealt) -> list[Group] | None:
         """The groups of these prompts, if they were sampled for this step by these weights before. None where they were
@@ -68,13 +70,16 @@ class Buffer:
         return [group_of(p, g) for p, g in zip(dealt.prompts, mine, strict=True)]
 
     def write(self, dealt: Dealt, groups: Sequence[Group]) -> None:
-        """Keep the groups of this step, and none that newer weights wrote for later ones: such weights are not made again."""
+        """Keep the groups of this step, and none of later ones but those that a run ahead has from weights no newer: weights
+        that are made after this step are not made again.
+        """
         everyone = [g for part in self.ranks.gather(list(groups)) for g in part]
         if not self.ranks.main:
             return
         place = (self.stage, dealt.number, dealt.attempt)
         for path in self._paths(lambda other: other > place):
-            if not path.name.startswith(f"{self.stage}-") or written_by(path) > dealt.version:
+            later = self.ahead and path.name.startswith(f"{self.stage}-") and f"-{dealt.number}-" not in path.name
+            if not (later and written_by(path) <= dealt.version):
                 path.unlink()
         body = exact("".join(f"{json.dumps(plain(g))}\n" for g in everyone))
         header = self._header(dealt) | {"sha256": hashlib.sha256(body.encode()).hexdigest()}

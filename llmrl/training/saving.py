@@ -42,9 +42,10 @@ class Saver:
         due = self.boundary is not None and self.boundary[1]["global_step"] > self.saved
         if not self.ranks.gather(due)[0]:
             return
-        began, (stage, state) = time.monotonic(), self.boundary
+        stage, state = self.boundary
         if stage.ahead is not None:
-            stage.ahead.store(state["ahead"], stage.buffer)
+            stage.ahead.store(state["ahead"], stage.buffer, stage.config.scoring, self.ranks)
+        began = time.monotonic()
         if self.log.attempt("checkpoints", self._save, "the one before stays the newest"):
             self.saved = state["global_step"]
             if stage.buffer is not None and self.ranks.main:

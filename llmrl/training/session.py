@@ -159,7 +159,9 @@ class Session:
                 start, owed = state["step"], state.get("ahead", [])
             if stage.scorers or not replays(stage.config.rollout.engine):
                 owner = {"recipe": identity(self.recipe, self.functions), "steps": stage.steps}
-                stage.buffer = Buffer(self.folder.path, index, owner, self.ranks, self.log)
+                stage.buffer = Buffer(
+                    self.folder.path, index, owner, self.ranks, self.log, stage.config.rollout.staleness > 0
+                )
                 if self.ranks.main:
                     stage.buffer.forget(start)  # it may have been killed between the checkpoint and this
             if stage.config.rollout.staleness:

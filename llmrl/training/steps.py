@@ -20,12 +20,12 @@ class Steps:
     parameters: those that the optimizer moves. max_norm: gradients are clipped to.
     """
 
-    forgets = True  # a gradient that was begun, so that it can be begun anew
-
     def __init__(
         self, policy: Policy, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float
     ):
         self.policy, self.optimizer, self.parameters, self.max_norm = policy, optimizer, parameters, max_norm
+        # whether a gradient that was begun can be begun anew: inside a spread model's passes the others wait for this one
+        self.forgets = not policy.sharding.spread
 
     def sharing(self, last: bool) -> contextlib.AbstractContextManager:
         """Around a micro-batch's passes: after the last one of a step gradients are the mean over processes."""

@@ -329,7 +329,7 @@ class Problem:
         for place, (job, chosen) in enumerate(plan):
             last, done = place + 1 >= len(plan), False
             # all processes: none begins a backward pass that waits for the others before each has the room for it
-            together = self.ranks.size > 1 and (last or self.updater.policy.sharding.spread)
+            together = last and self.ranks.size > 1 and self.updater.steps.forgets
             with self.updater.steps.sharing(last):
                 loss = None
                 with span("forward"), self._smaller_after(job, chosen):
@@ -352,7 +352,7 @@ class Problem:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if certain or not self.updater.steps.forgets or not out_of_memory(error):
+            if certain or not chosen or not self.updater.steps.forgets or not out_of_memory(error):
                 raise
             self.updater.shrink(job, chosen)
 

@@ -137,7 +137,7 @@ def test_a_group_without_spread_gets_exactly_zero(name, reward):
 @pytest.mark.parametrize("name", catalog.table("advantages"))
 def test_a_part_that_needs_siblings_gives_nothing_without_and_says_so(name):
     part = bind(catalog.get("advantages", name), FITTED.get(name, {}))
-    declared = getattr(catalog.unwrap(part), "needs_siblings", False)
+    declared = bool(getattr(catalog.unwrap(part), "needs_siblings", False))
     try:
         credit = outputs(part, batch().take([0, 1, 6]))[0]
     except ValueError as error:

@@ -1,9 +1,21 @@
 """Scorers of whole runs. Nothing heavy is imported, so that the pool's processes start at once."""
 
+import os
+import time
+
 
 def varied(completion_ids, **columns) -> list[float]:
     """Spreads within almost any group of different answers."""
     return [float(sum(ids) % 7) for ids in completion_ids]
+
+
+def reachable(completion_ids, **columns) -> list[float]:
+    """`varied`, unless there is a file of the name in JUDGE_DOWN; slow where there is one of the name in JUDGE_SLOW."""
+    if os.path.exists(os.environ["JUDGE_DOWN"]):
+        raise OSError("the judge is down")
+    if os.path.exists(os.environ.get("JUDGE_SLOW", "")):
+        time.sleep(60)
+    return varied(completion_ids)
 
 
 def coin(completion_ids, **columns) -> list[float]:

@@ -17,7 +17,7 @@ from test_processes import same_rows, two_processes
 
 from llmrl import faults
 from llmrl.ahead import Ahead, GivenUp
-from llmrl.errors import RolloutError, TrainingError
+from llmrl.errors import RolloutError, ScoringError, TrainingError
 from llmrl.training import checkpoint, update
 from llmrl.training.buffer import Dealt
 from llmrl.training.update import Updater
@@ -167,6 +167,47 @@ def test_what_goes_wrong_in_the_thread_ends_the_run(tmp_path):
         run(tmp_path, "run", 2, {"fails": 3})
     assert not [one for one in threading.enumerate() if one.name == "ahead"]
     assert rows(tmp_path / "runs" / "run", "loss/total")
+
+
+def test_what_goes_wrong_in_the_thread_costs_no_step_before_it(tmp_path):
+    with pytest.raises(RolloutError, match="the engine is gone"):
+        run(tmp_path, "run", 1, {"fails": 3}, training=TIS["training"] | {"save_every": 1})
+    assert checkpoint.newest(tmp_path / "runs" / "run")[0].name == "checkpoint-2"
+
+
+def test_a_judge_that_was_down_is_asked_again(tmp_path, monkeypatch):
+    down, asked = tmp_path / "down", []
+    monkeypatch.setenv("JUDGE_DOWN", str(down))
+
+    def meet(version, prompts):
+        asked.append(version)
+        if len(asked) == 3:
+            down.touch()
+
+    monkeypatch.setattr(OwnWeights, "meet", staticmethod(meet))
+    sections = {"scorers": ["judges:reachable"], "training": TIS["training"] | {"save_every": 1}}
+    with pytest.raises(ScoringError, match="the judge is down"):
+        run(tmp_path, "run", 1, **sections)
+    down.unlink()
+    assert len(rows(run(tmp_path, "run", 1, **sections), "loss/total")) == STEPS
+
+
+def test_closed_while_a_judge_is_waited_for_the_thread_ends(tmp_path, monkeypatch):
+    slow, met = tmp_path / "slow", []
+    monkeypatch.setenv("JUDGE_DOWN", str(tmp_path / "down"))
+    monkeypatch.setenv("JUDGE_SLOW", str(slow))
+    monkeypatch.setattr(OwnWeights, "meet", staticmethod(lambda *_: met.append(len(met) > 0 and slow.touch())))
+
+    def fail(*given, **options):
+        while len(met) < 2:
+            time.sleep(0.01)
+        time.sleep(1.0)  # its answers are written, and being judged
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Updater, "update", fail)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, "run", 1, scorers=["judges:reachable"])
+    assert not [one for one in threading.enumerate() if one.name == "ahead"]
 
 
 def test_closed_the_thread_ends_at_its_next_turn():

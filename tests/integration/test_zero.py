@@ -35,6 +35,7 @@ METHODS = SMALL | {
             "algorithm": {"name": "grpo"},
             "rollout": {"prompts_per_step": 1},
         },  # none for the second process
+        {"name": "divergence", "algorithm": {"name": "grpo", "regularizers": ["kl_full"]}},
         {
             "name": "mixed",
             "algorithm": {"name": "ppo_max", "ptx_coef": 0.5},

@@ -37,6 +37,10 @@ REFUSED = {
         {"name": "tis", "shaping": [TIS, "ratio_to_sampler"]},
         "importance_weights and ratio_to_sampler both weigh",
     ),
+    "a diagnostic of what was replaced": (
+        {"name": "grpo", "shaping": ["ratio_to_sampler"], "diagnostics": ["effective_sample_size"]},
+        "effective_sample_size reads the trainer's log-probabilities, which ratio_to_sampler replaces",
+    ),
     "replaced ahead of who reads it": (
         {"name": "grpo", "shaping": ["ratio_to_sampler", "rejection_mask"]},
         "ratio_to_sampler stands ahead of rejection_mask, which would take the engine's",

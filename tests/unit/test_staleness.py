@@ -38,6 +38,7 @@ REFUSED = {
         "algorithm.before.refresh_every, which chooses anew between steps",
     ),
     "a ratio to the trainer alone": ({}, {"name": "grpo"}, OLD),
+    "a mask of the worst alone": ({}, {"name": "grpo", "prepare": ["opsm"]}, OLD),
     "a selection by age": ({}, {"name": "grpo", "select": ["drop_stale"]}, OLD),
     "a number that is only logged": ({}, {"name": "grpo", "diagnostics": ["effective_sample_size"]}, OLD),
 }
