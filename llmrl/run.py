@@ -20,7 +20,7 @@ from llmrl.config import Data, Evaluation, Named, Training
 from llmrl.data.features import features
 from llmrl.data.prompts import PromptSet, load
 from llmrl.data.render import render, stop_ids
-from llmrl.demands import demand, refuse_spread, within
+from llmrl.demands import demand, within
 from llmrl.errors import DataError, RecipeError
 from llmrl.evaluation import Benchmark
 from llmrl.options import check_options
@@ -245,7 +245,6 @@ def build_stage(
     """
     config, seed = recipe.stages[index], recipe.run.seed
     algorithm = build_algorithm(config)
-    refuse_spread(config, algorithm, ranks.parallel)
     prompts = load(config.data, policy.tokenizer, seed=seed, answers=replays(config.rollout.engine))
     extra_prompts = load(config.extra_data, policy.tokenizer, seed=seed, answers=True) if config.extra_data else None
 

@@ -15,7 +15,7 @@ from llmrl.composition import build_stage, replays
 from llmrl.config import Model
 from llmrl.data.prompts import load
 from llmrl.data.tokenizer import load_tokenizer
-from llmrl.demands import demand
+from llmrl.demands import demand, refuse_spread
 from llmrl.errors import LlmrlError, ModelError
 from llmrl.options import check_options
 from llmrl.plan import passes
@@ -35,6 +35,9 @@ SHOWN = 600  # characters of a rendered prompt
 def preview(recipe: Recipe) -> str:
     """The report of `llmrl check`. Raises LlmrlError with the first thing that would stop the run."""
     algorithms = [build_stage(stage) for stage in recipe.stages]
+    for stage, algorithm in zip(recipe.stages, algorithms, strict=True):
+        if recipe.run.parallel != "auto":
+            refuse_spread(stage, algorithm, recipe.run.parallel)
     with tempfile.TemporaryDirectory() as folder:
         model = recipe.run.model
         source = pinned(model) if model.path else make(model, Path(folder), recipe.run.seed)

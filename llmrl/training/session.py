@@ -18,6 +18,7 @@ from llmrl.api import Result
 from llmrl.combinations import cautions
 from llmrl.composition import build_stage as build_algorithm
 from llmrl.composition import replays
+from llmrl.demands import refuse_spread
 from llmrl.durable import commit, draft_of
 from llmrl.errors import CheckpointError, LlmrlError
 from llmrl.faults import reach
@@ -53,11 +54,13 @@ def run(recipe: Recipe, scorers: list[Callable] = ()) -> Result:
     """Train every stage of the recipe; resumes where `run.resume` says so. Asked to end by SIGTERM, it keeps what is done
     and raises SystemExit(143); by Ctrl-C, KeyboardInterrupt.
     """
-    for stage in recipe.stages:  # an option of a part or scorer that does not exist is refused before anything loads
-        build_algorithm(stage)
+    algorithms = [build_algorithm(stage) for stage in recipe.stages]  # what cannot be is refused before anything loads
+    for stage in recipe.stages:
         for named in (stage.scorers, *(evaluation.scorers for evaluation in stage.evaluation.values())):
             make_scorers(named)
     ranks = Ranks(recipe.run.tracking.trackers, recipe.run.out, recipe.run.parallel, recipe.run.rank_timeout)
+    for stage, algorithm in zip(recipe.stages, algorithms, strict=True):
+        refuse_spread(stage, algorithm, ranks.parallel)
     found = ranks.gather(place(recipe) if ranks.main else None)[0]
     lock = Lock(found.folder) if ranks.main else None
     if ranks.main:
@@ -120,10 +123,15 @@ class Session:
         with self.ranks.accelerator.main_process_first():  # a model made on the spot is written once
             policy = first_policy(self.recipe, self.folder.path, trained)
         self.ranks.prepare(policy)
+        processes = f"{self.ranks.size} processes ({self.ranks.parallel})" if self.ranks.size > 1 else "1 process"
         self.panel.message(
-            f"{self.folder.path}: {self.recipe.path.name}, {self.ranks.size} "
-            f"process{'es' if self.ranks.size > 1 else ''}, {policy.device.type}, seed {self.recipe.run.seed}"
+            f"{self.folder.path}: {self.recipe.path.name}, {processes}, {policy.device.type}, seed {self.recipe.run.seed}"
         )
+        if self.ranks.size == 1 and self.recipe.run.parallel != "auto":
+            self.panel.message(
+                f"careful: parallel={self.recipe.run.parallel} shares among several processes, and this is one. Start with "
+                "--num-processes N, or leave it out."
+            )
         if self.ranks.main and resumed is None:
             parameters = sum(p.numel() for p in policy.module.parameters())
             methods = " → ".join(dict.fromkeys(stage.algorithm.get("name", stage.name) for stage in self.recipe.stages))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import PartialState
-from helpers import rollouts, rows, trained, write_recipe
+from helpers import messages_of, rollouts, rows, trained, write_recipe
 
 from llmrl.types import Score
 
@@ -146,3 +146,11 @@ def test_what_methods_ask_of_the_loop_is_the_same_on_two_processes(tmp_path):
         assert written[0] == written[1]
     records = [(folder / "reference-ahead-0.jsonl").read_text().splitlines() for folder in (two, one.folder)]
     assert len(records[0]) == len(records[1]) == 64
+
+
+def test_one_process_is_told_that_it_has_nobody_to_share_with(tmp_path, monkeypatch):
+    said = messages_of(monkeypatch)
+    trained(
+        tmp_path, parallel="zero2", algorithm={"name": "grpo"}, scorers=["test_processes:placed"], training={"steps": 1}
+    )
+    assert any("careful: parallel=zero2 shares among several processes, and this is one" in line for line in said)

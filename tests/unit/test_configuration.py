@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 
@@ -13,7 +14,9 @@ from llmrl.algorithm import Algorithm
 from llmrl.config import Training
 from llmrl.demands import refuse_spread
 from llmrl.errors import RecipeError, TrainingError
+from llmrl.recipe import resolve
 from llmrl.training.configuration import chosen, demand_all, demand_possible, told, zero_options
+from llmrl.training.preview import preview
 from llmrl.updates.fixpo import Fixpo
 from llmrl.updates.trpo import Trpo
 
@@ -157,3 +160,13 @@ def test_what_needs_parameters_of_its_own_is_refused(parallel, rule, training, s
     refuse_spread(config, algorithm, "ddp")
     with pytest.raises(RecipeError, match=said):
         refuse_spread(config, algorithm, parallel)
+
+
+def test_a_recipe_that_asks_for_it_is_refused_before_anything_loads(tmp_path):
+    recipe = {"model": {"make": "tiny"}, "data": {"source": "addition"}, "scorers": ["math_answer"],
+              "algorithm": {"name": "trpo"}}  # fmt: skip
+    for parallel in ("fsdp", "ddp"):
+        (tmp_path / f"{parallel}.yaml").write_text(yaml.safe_dump(recipe | {"parallel": parallel}))
+    with pytest.raises(RecipeError, match="parallel=fsdp spreads them"):
+        preview(resolve(tmp_path / "fsdp.yaml"))
+    assert "nothing is wrong with it" in preview(resolve(tmp_path / "ddp.yaml"))
